@@ -1,0 +1,119 @@
+"""What policy decides, as values: an Allow with its Grant, or a Deny with one closed Reason.
+
+The same Reason feeds the response, the metric and the audit row. What the client reads is made here alone, so that
+"not yours" and "not there" cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from policy.rules.grant import Grant
+
+
+class Reason(StrEnum):
+    """Why a request was refused. The value is the label in metrics and audit rows; it never reaches the client."""
+
+    KEY_MISSING = "key_missing"
+    KEY_MALFORMED = "key_malformed"
+    KEY_UNKNOWN = "key_unknown"
+    KEY_WRONG = "key_wrong"
+    KEY_EXPIRED = "key_expired"
+    KEY_DISABLED = "key_disabled"
+    KEY_REVOKED = "key_revoked"
+    KEY_OVERLOADED = "key_overloaded"  # too many unverified keys wait: refused without a look
+    ENDPOINT = "endpoint_blocked"
+    MODEL = "model_not_available"
+    BAD_REQUEST = "bad_request"
+    TOO_LARGE = "too_large"
+    RATE_REQUESTS = "rate_requests"
+    RATE_TOKENS = "rate_tokens"
+    CONCURRENCY = "concurrency"
+    BUDGET_DAY = "budget_day"
+    BUDGET_MONTH = "budget_month"
+    BUDGET_TOTAL = "budget_total"
+    UPSTREAM = "upstream_unavailable"
+    STORE_DOWN = "store_down"
+    DATABASE_DOWN = "database_down"
+    FAULT = "fault"
+
+
+# status, error.type, default message: the reference's error model.
+_ANSWERS: dict[Reason, tuple[int, str, str]] = {
+    Reason.KEY_MISSING: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_MALFORMED: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_UNKNOWN: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_WRONG: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_EXPIRED: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_DISABLED: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_REVOKED: (401, "unauthorized", "unauthorized"),
+    Reason.KEY_OVERLOADED: (401, "unauthorized", "unauthorized"),
+    Reason.ENDPOINT: (403, "forbidden", "forbidden"),
+    Reason.MODEL: (403, "forbidden", "forbidden"),
+    Reason.BAD_REQUEST: (400, "bad_request", "bad request"),
+    Reason.TOO_LARGE: (413, "payload_too_large", "request body too large"),
+    Reason.RATE_REQUESTS: (429, "rate_limited", "requests per minute exceeded"),
+    Reason.RATE_TOKENS: (429, "rate_limited", "tokens per minute exceeded"),
+    Reason.CONCURRENCY: (429, "rate_limited", "too many concurrent requests"),
+    Reason.BUDGET_DAY: (429, "budget_exceeded", "token budget of the day exceeded"),
+    Reason.BUDGET_MONTH: (429, "budget_exceeded", "token budget of the month exceeded"),
+    Reason.BUDGET_TOTAL: (429, "budget_exceeded", "total token budget exceeded"),
+    Reason.UPSTREAM: (502, "bad_gateway", "upstream unavailable"),
+    Reason.STORE_DOWN: (503, "unavailable", "temporarily unavailable"),
+    Reason.DATABASE_DOWN: (503, "unavailable", "temporarily unavailable"),
+    Reason.FAULT: (503, "unavailable", "temporarily unavailable"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The reference's response headers, in order, as (lower-case name, value)."""
+
+    items: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """A refusal. `message` overrides the reason's default; it must say nothing that another tenant owns."""
+
+    reason: Reason
+    message: str = ""
+    retry_after: int | None = None  # whole seconds
+    headers: tuple[tuple[str, str], ...] = ()
+    tenant: str = ""
+    tenant_id: int = 0
+    key_id: int = 0
+    key_prefix: str = ""
+    model: str = ""
+    endpoint: str = ""
+
+    @property
+    def status(self) -> int:
+        return _ANSWERS[self.reason][0]
+
+    def body(self, request_id: str, *, detail: bool = False) -> bytes:
+        """The JSON error body; `detail` adds the top-level string that encrypted-envelope clients read."""
+        status, kind, default = _ANSWERS[self.reason]
+        return error_body(status, kind, self.message or default, request_id, detail=detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """An admission: the grant for processor, and headers for the response and for the upstream request."""
+
+    grant: Grant | None
+    headers: tuple[tuple[str, str], ...] = ()
+    upstream: str = ""  # ip:port of the Ollama that has the model; "" where nothing is forwarded
+    tenant: str = field(default="")
+
+
+def error_body(status: int, kind: str, message: str, request_id: str, *, detail: bool = False) -> bytes:
+    """The one error shape of the gateway: {"error":{"message","type","code"},"request_id"}."""
+    body: dict[str, object] = {"error": {"message": message, "type": kind, "code": status}, "request_id": request_id}
+    if detail:
+        body["detail"] = message
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=True).encode()

@@ -1,0 +1,67 @@
+"""The grant: what policy admitted, handed to processor through Envoy.
+
+Policy puts it into ext_authz dynamic metadata (namespace `envoy.filters.http.ext_authz`, one string field `grant`);
+Envoy forwards it to ext_proc and writes it to the gRPC access log. No client can forge it: Envoy sets that namespace
+from policy's answer alone. It carries no key, no prompt and no answer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Duty(StrEnum):
+    """What processor does with the exchange."""
+
+    METER = "meter"  # read usage from the answer, settle the reservation
+    SHOW = "show"  # keep-list the answer of /api/show and /v1/models/{model}
+    ENVELOPE = "envelope"  # open the request, judge it, seal the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """Replace `length` bytes at byte `offset` of the request body by `text`. Offsets refer to the body as received."""
+
+    offset: int
+    length: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One admitted request."""
+
+    request_id: str
+    started_at: int  # microseconds since the Unix epoch: Envoy's start of the request, with request_id its identity
+    duty: Duty
+    endpoint: str  # the path template of `policy.rules.requests.ENDPOINTS`, for example "/api/chat"
+    model: str  # canonical
+    stream: bool
+    tenant_id: int
+    tenant: str
+    key_id: int
+    key_prefix: str
+    epoch: str  # identity of the counter store that holds the reservation; "" where nothing is reserved
+    prompt_tokens: int  # estimate, reserved
+    cap: int  # completion tokens, reserved; the answer is cut beyond them
+    prompt_bytes: int = 0  # what the estimate was made from
+    splices: tuple[Splice, ...] = ()  # what the request body must have changed before the upstream sees it
+    hide_usage: bool = False  # usage was asked for upstream on the gateway's behalf: keep it from the client
+    headers: tuple[tuple[str, str], ...] = ()  # reserved for duties that answer by themselves
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Grant:
+        """Read what `to_json` wrote; ValueError on anything else."""
+        try:
+            fields = json.loads(text)
+            fields["duty"] = Duty(fields["duty"])
+            fields["splices"] = tuple(Splice(**splice) for splice in fields["splices"])
+            fields["headers"] = tuple((name, value) for name, value in fields["headers"])
+            return cls(**fields)
+        except (TypeError, KeyError) as error:
+            raise ValueError("not a grant") from error
