@@ -1,0 +1,198 @@
+"""The shipped Envoy configuration, fitted to this machine.
+
+`envoy/envoy.yaml` is what every site runs; here it is loaded as data, given the addresses of the parts and the one body
+limit, and dumped again. Nothing is generated from text: what Envoy starts from is the shipped file with other figures in
+it, so a test or a laptop proves the file that a site deploys.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from gateway.envoy_upstreams import ollama_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy's
+
+# The route may hold a body, and what an earlier filter adds to it, in one piece.
+_BUFFER_SLACK = 64 * 1024
+
+_EXT_AUTHZ = "envoy.filters.http.ext_authz"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a part listens: host and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `unix:/path`, `host:port` or `[v6]:port`; ValueError on anything else."""
+        if text.startswith("unix:"):
+            return cls(path=text.removeprefix("unix:"))
+        host, separator, port = text.rpartition(":")
+        if not separator or not host or not port.isdecimal():
+            raise ValueError(f"not an address (unix:/path or host:port): {text}")
+        return cls(host=host.removeprefix("[").removesuffix("]"), port=int(port))
+
+    def node(self) -> Node:
+        """The address in Envoy's words."""
+        if self.path:
+            return {"pipe": {"path": self.path}}
+        return {"socket_address": {"address": self.host, "port_value": self.port}}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests one client address may make: `burst` at once, `per_second` in the long run."""
+
+    per_second: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A bootstrap and the file of Ollama hosts that it reads."""
+
+    bootstrap: Node
+    clusters: Node
+
+    def folded(self) -> Node:
+        """One bootstrap with the Ollama cluster inside: `envoy --mode validate` does not look into the second file."""
+        whole = copy.deepcopy(self.bootstrap)
+        del whole["dynamic_resources"]
+        for cluster in copy.deepcopy(self.clusters)["resources"]:
+            cluster.pop("@type")
+            whole["static_resources"]["clusters"].append(cluster)
+        return whole
+
+
+def adapt(
+    shipped: Path,
+    clusters: Path,
+    *,
+    listen: Address,
+    admin: Address,
+    policy: Sequence[Address],
+    policy_http: Sequence[Address],
+    processor: Sequence[Address],
+    upstreams: Sequence[str],
+    max_request_body_bytes: int,
+    address_rate: Rate | None = None,
+) -> Config:
+    """The shipped configuration with these addresses and this limit.
+
+    `upstreams` are base URLs of Ollama hosts. `address_rate` replaces the shipped limit for each client address. Raises
+    ValueError on a URL that Envoy cannot be pointed at.
+    """
+    bootstrap = _load(shipped)
+    bootstrap["admin"]["address"] = admin.node()
+    front = bootstrap["static_resources"]["listeners"][0]
+    front["address"] = listen.node()
+    for name, addresses in (("policy", policy), ("policy_http", policy_http), ("processor", processor)):
+        _move(_cluster(bootstrap, name), addresses)
+    _limit_bodies(front, max_request_body_bytes)
+    if address_rate is not None:
+        _limit_addresses(front, address_rate)
+    hosts = _load(clusters)
+    hosts["resources"] = [ollama_cluster(cluster, upstreams) for cluster in hosts["resources"]]
+    return Config(bootstrap, hosts)
+
+
+def write(config: Config, directory: Path) -> Path:
+    """Put `envoy.yaml` and `clusters.yaml` into `directory`; the path of the first is what Envoy starts from.
+
+    Both arrive by rename: a running Envoy reads `clusters.yaml` again at that moment and never sees half a file.
+    """
+    directory = directory.resolve()
+    bootstrap = copy.deepcopy(config.bootstrap)
+    hosts = directory / "clusters.yaml"
+    bootstrap["dynamic_resources"]["cds_config"]["path_config_source"]["path"] = str(hosts)
+    _place(hosts, config.clusters)
+    target = directory / "envoy.yaml"
+    _place(target, bootstrap)
+    return target
+
+
+def _load(path: Path) -> Node:
+    # A round trip through copies undoes the aliases of the file: changing one route must not change its neighbours.
+    node = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    if not isinstance(node, dict):
+        raise ValueError(f"{path}: not a YAML mapping")
+    return node
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader to which an alias is a copy, so that data changed in one place stays as it is in another."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        return copy.deepcopy(node)
+
+
+def _place(path: Path, node: Node) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(yaml.safe_dump(node, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _cluster(bootstrap: Node, name: str) -> Node:
+    return next(c for c in bootstrap["static_resources"]["clusters"] if c["name"] == name)
+
+
+def _move(cluster: Node, addresses: Sequence[Address]) -> None:
+    if not addresses:
+        raise ValueError(f"{cluster['name']}: no address")
+    endpoints = [{"endpoint": {"address": address.node()}} for address in addresses]
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+    if any(address.path for address in addresses):
+        # Unix sockets have no names to resolve.
+        cluster["type"] = "STATIC"
+        for key in [key for key in cluster if key.startswith("dns_")]:
+            del cluster[key]
+
+
+def _limit_bodies(listener: Node, limit: int) -> None:
+    """The four places that must agree, or a large body stalls instead of being refused."""
+    manager = _manager(listener)
+    for http_filter in manager["http_filters"]:
+        settings = http_filter["typed_config"]
+        if http_filter["name"] == "envoy.filters.http.body_size_limit":
+            settings["max_request_bytes"] = limit
+        elif http_filter["name"] == _EXT_AUTHZ:
+            settings["with_request_body"]["max_request_bytes"] = limit
+    for host in manager["route_config"]["virtual_hosts"]:
+        host["request_body_buffer_limit"] = limit + _BUFFER_SLACK
+        for route in host["routes"]:
+            if "request_body_buffer_limit" in route:  # a route that also holds whole answers keeps the larger figure
+                route["request_body_buffer_limit"] = max(route["request_body_buffer_limit"], limit + _BUFFER_SLACK)
+
+
+def _limit_addresses(listener: Node, rate: Rate) -> None:
+    for http_filter in _manager(listener)["http_filters"]:
+        if http_filter["name"] == "envoy.filters.http.local_ratelimit":
+            for bucket in _buckets(http_filter["typed_config"]):
+                bucket.update(max_tokens=rate.burst, tokens_per_fill=rate.per_second)
+
+
+def _buckets(settings: Node) -> Iterator[Node]:
+    yield settings["token_bucket"]
+    for descriptor in settings["descriptors"]:
+        yield descriptor["token_bucket"]
+
+
+def _manager(listener: Node) -> Node:
+    manager: Node = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return manager
