@@ -1,0 +1,93 @@
+"""How to tell from outside that a part answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.part import Probe
+
+_PATIENCE = 2.0  # seconds for one attempt
+
+# A proxy named in the environment is for the way out, never for a part on this machine or an upstream on this network.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def socket_accepts(*paths: Path) -> Probe:
+    """Every one of these Unix sockets takes connections; each is then readable and writable for its owner alone."""
+
+    async def probe() -> bool:
+        for path in paths:
+            try:
+                _, writer = await asyncio.open_unix_connection(path)
+            except OSError:  # not there yet
+                return False
+            writer.close()
+            path.chmod(0o600)
+        return True
+
+    return probe
+
+
+def port_accepts(host: str, port: int) -> Probe:
+    async def probe() -> bool:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                _, writer = await asyncio.open_connection(host, port)
+        except OSError:  # refused, or (TimeoutError) lost
+            return False
+        writer.close()
+        return True
+
+    return probe
+
+
+def valkey_answers(path: Path) -> Probe:
+    """It says PONG; while it still reads its file it says LOADING."""
+
+    async def probe() -> bool:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                reader, writer = await asyncio.open_unix_connection(path)
+                with contextlib.closing(writer):
+                    writer.write(b"PING\r\n")
+                    return (await reader.readline()).startswith(b"+PONG")
+        except OSError:  # not there yet
+            return False
+
+    return probe
+
+
+def postmaster_ready(pid_file: Path) -> Probe:
+    """PostgreSQL writes its state into the eighth line of postmaster.pid, as pg_ctl reads it."""
+
+    async def probe() -> bool:
+        try:
+            lines = pid_file.read_text(encoding="ascii").splitlines()  # noqa: ASYNC240  one block of a local file
+        except FileNotFoundError:
+            return False
+        return len(lines) >= 8 and lines[7].strip() == "ready"
+
+    return probe
+
+
+async def get(url: str, patience: float = _PATIENCE) -> tuple[int, bytes]:
+    """Status and body of a GET; OSError when nothing answers, ValueError when it is no URL."""
+    return await asyncio.to_thread(_get, url, patience)
+
+
+def _get(url: str, patience: float) -> tuple[int, bytes]:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"not an http:// or https:// address: {url}")
+    try:
+        with _DIRECT.open(url, timeout=patience) as answer:
+            return answer.status, answer.read(65536)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(65536)
