@@ -159,9 +159,8 @@ def _move(cluster: Node, addresses: Sequence[Address]) -> None:
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
     if any(address.path for address in addresses):
         # Unix sockets have no names to resolve.
+        del cluster["cluster_type"]
         cluster["type"] = "STATIC"
-        for key in [key for key in cluster if key.startswith("dns_")]:
-            del cluster[key]
 
 
 def _limit_bodies(listener: Node, limit: int) -> None:
