@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from policy.rules.grant import Grant
 
 
@@ -70,13 +72,6 @@ _ANSWERS: dict[Reason, tuple[int, str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Headers:
-    """The reference's response headers, in order, as (lower-case name, value)."""
-
-    items: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Deny:
     """A refusal. `message` overrides the reason's default; it must say nothing that another tenant owns."""
 
@@ -90,6 +85,7 @@ class Deny:
     key_prefix: str = ""
     model: str = ""
     endpoint: str = ""
+    recorded: bool | None = None  # True: its event is written; False: past the rate, only counted; None: not yet known
 
     @property
     def status(self) -> int:
@@ -117,3 +113,18 @@ def error_body(status: int, kind: str, message: str, request_id: str, *, detail:
     if detail:
         body["detail"] = message
     return json.dumps(body, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as Envoy describes it, already our own value: no protobuf message passes the codec."""
+
+    request_id: str
+    started_at: int  # microseconds since the epoch, by Envoy's clock
+    method: str
+    path: str  # without the query
+    query: bool  # whether there was one, even an empty one
+    headers: Mapping[str, str] = field(repr=False)  # lower-case names
+    body: bytes = field(repr=False)
+    complete: bool  # False where Envoy was told to pass a part of the body only
+    address: str  # of the client, as Envoy's trust in X-Forwarded-For has it

@@ -1,0 +1,190 @@
+"""The walk of a request through policy: who, what, which model, at what cost. One method, read from top to bottom.
+
+Plan, act, judge: everything before `counters.admit` is decided from values; that one call counts and reserves in one
+atomic step; what it returns is judged by a pure function. Each dependency fails closed: a store that does not answer
+is a refusal with 503, never an answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+from policy.rules import requests
+from policy.rules.decision import Allow, Deny, Reason, Request
+from policy.rules.faults import DatabaseDown, StoreDown
+from policy.rules.grant import Duty, Grant
+from policy.rules.judgement import Mode, Plan, judge, rate_headers
+from policy.rules.keys import credential
+from policy.rules.requests import Ask, Bounds, Endpoint, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policy.rules.judgement import Tally
+    from policy.rules.settlement import Seed
+    from policy.rules.tenants import Key
+
+log = logging.getLogger(__name__)
+
+
+class Keyring(Protocol):
+    """Who holds a key."""
+
+    async def authenticate(self, presented: str | None, address: str, now: datetime) -> Key | Deny: ...
+
+
+class Installed(Protocol):
+    """One model that discovery found."""
+
+    @property
+    def name(self) -> str:
+        """As its upstream lists it."""
+
+
+class Models(Protocol):
+    """What the upstreams have installed."""
+
+    @property
+    def models(self) -> Mapping[str, Installed]: ...
+
+    def refresh_soon(self) -> None: ...
+
+    def upstream_for(self, model: str) -> str: ...
+
+
+class Counters(Protocol):
+    """Limits, budgets and reservations."""
+
+    async def admit(self, plan: Plan, seed: tuple[Seed, Seed] | None = None) -> Tally | None: ...
+
+
+class Seeds(Protocol):
+    """What the ledger knows of a tenant and a key, for counters that the store has not or no longer."""
+
+    async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Judges requests. `bounds` are the shape limits of bodies; `default_max_tokens` caps where nobody else does."""
+
+    keyring: Keyring
+    models: Models
+    counters: Counters
+    seeds: Seeds
+    bounds: Bounds
+    default_max_tokens: int
+
+    async def check(self, request: Request) -> Allow | Deny:
+        """Admit or refuse one request. Never raises for a dependency that is down: that is a refusal too."""
+        try:
+            return await self._check(request)
+        except StoreDown as fault:
+            log.warning("counter store down", extra={"fault": str(fault), "request_id": request.request_id})
+            return Deny(Reason.STORE_DOWN)
+        except DatabaseDown as fault:
+            log.warning("database down", extra={"fault": str(fault), "request_id": request.request_id})
+            return Deny(Reason.DATABASE_DOWN)
+
+    async def _check(self, request: Request) -> Allow | Deny:
+        found = requests.find(request.method, request.path)
+        if found is None:
+            return Deny(Reason.ENDPOINT)
+        endpoint, path_model = found
+        key = await self.keyring.authenticate(credential(request.headers), request.address, datetime.now(UTC))
+        if isinstance(key, Deny):
+            return replace(key, endpoint=endpoint.path)
+        plan = Plan(request.request_id, request.started_at, Mode.COUNT, key, endpoint.path, address=request.address)
+
+        if request.query:
+            return await self._refuse(plan, Reason.BAD_REQUEST, "a query string is not allowed here")
+        if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            return await self._refuse(
+                plan, Reason.BAD_REQUEST, "Content-Encoding is not supported: send the body as is"
+            )
+        if endpoint.kind is requests.Kind.LIST:
+            return await self._admit(plan, endpoint, None)
+        if not request.complete:
+            return await self._refuse(plan, Reason.TOO_LARGE)
+
+        ask = requests.parse(endpoint, request.body, self.bounds, path_model=path_model)
+        if isinstance(ask, Refusal):
+            return await self._refuse(plan, Reason.BAD_REQUEST, ask.message)
+        return await self.judge(plan, endpoint, ask)
+
+    async def judge(self, plan: Plan, endpoint: Endpoint, ask: Ask) -> Allow | Deny:
+        """Everything that depends on what is asked, wherever the asking body came from: model, caps, cost."""
+        key = plan.key
+        plan = replace(plan, model=ask.model)
+        installed = self.models.models.get(ask.model)
+        if installed is None or not key.may_use(ask.model):
+            if installed is None:
+                self.models.refresh_soon()
+            return await self._refuse(plan, Reason.MODEL)
+        if endpoint.metered:
+            cap = completion_cap(key, self.default_max_tokens)
+            if ask.max_tokens is not None and ask.max_tokens > cap:
+                return await self._refuse(plan, Reason.BAD_REQUEST, f"more than {cap} completion tokens asked for")
+            explicit = ask.max_tokens is not None or not endpoint.generates
+            each = 0 if not endpoint.generates else cap if ask.max_tokens is None else ask.max_tokens
+            plan = replace(
+                plan, mode=Mode.RESERVE, prompt_bytes=ask.prompt_bytes, cap=each * ask.completions, explicit=explicit,
+                completions=ask.completions,
+            )  # fmt: skip
+        return await self._admit(plan, endpoint, ask)
+
+    async def _refuse(self, plan: Plan, reason: Reason, message: str = "") -> Deny:
+        """Refuse for what was asked. It counts as a request of its key, so that probing has a rate."""
+        plan = replace(plan, mode=Mode.DENY, reason=reason)
+        denial = judge(plan, await self._count(plan))
+        assert denial is not None  # noqa: S101  # a plan with a reason is always refused
+        return replace(denial, message=message) if denial.reason is reason else denial
+
+    async def _admit(self, plan: Plan, endpoint: Endpoint, ask: Ask | None) -> Allow | Deny:
+        tally = await self._count(plan)
+        denial = judge(plan, tally)
+        if denial is not None:
+            return denial
+        headers = rate_headers(tally, admitted=True)
+        if ask is None:
+            return Allow(None, headers, tenant=plan.key.tenant.name)
+        installed = self.models.models.get(ask.model)
+        name = ask.model_as_sent if installed is None else installed.name
+        per_completion = tally.cap // max(ask.completions, 1)
+        grant = Grant(
+            request_id=plan.request_id,
+            started_at=plan.started_at,
+            duty=Duty.METER if endpoint.metered else Duty.SHOW,
+            endpoint=endpoint.path,
+            model=ask.model,
+            stream=ask.stream,
+            tenant_id=plan.key.tenant.id,
+            tenant=plan.key.tenant.name,
+            key_id=plan.key.id,
+            key_prefix=plan.key.prefix,
+            epoch=tally.epoch if plan.mode is Mode.RESERVE else "",
+            prompt_tokens=tally.prompt_tokens,
+            cap=tally.cap,
+            prompt_bytes=plan.prompt_bytes,
+            splices=requests.rewrite(ask, cap=per_completion, model=name),
+            hide_usage=ask.stream and not ask.wants_usage,
+        )
+        return Allow(grant, headers, upstream=self.models.upstream_for(ask.model), tenant=plan.key.tenant.name)
+
+    async def _count(self, plan: Plan) -> Tally:
+        tally = await self.counters.admit(plan)
+        if tally is None:
+            seed = await self.seeds.read(plan.key.tenant.id, plan.key.id)
+            tally = await self.counters.admit(plan, seed)
+        if tally is None:
+            raise StoreDown("the store asked for a seed twice")
+        return tally
+
+
+def completion_cap(key: Key, default: int) -> int:
+    """The most completion tokens one completion of this key may have."""
+    caps = [cap for cap in (key.max_tokens, key.tenant.max_tokens) if cap is not None]
+    return min(caps, default=default)

@@ -1,0 +1,94 @@
+"""The access-log codec: what Envoy alone knows of a finished request, as one event for the ledger.
+
+Every request that Envoy answered arrives here once, whoever answered it: local replies (a blocked path, 413, 502),
+bytes, response flags, durations. The grant or the refusal comes along in ext_authz metadata, which no client can forge.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from envoy.config.core.v3 import base_pb2
+from envoy.service.accesslog.v3 import als_pb2
+
+from policy.rules.events import Finished
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+StreamAccessLogsMessage = als_pb2.StreamAccessLogsMessage
+StreamAccessLogsResponse = als_pb2.StreamAccessLogsResponse
+AUTHZ = "envoy.filters.http.ext_authz"
+
+# Envoy's own short names of its response flags, as they stand in its logs.
+_FLAGS = (
+    ("failed_local_healthcheck", "LH"), ("no_healthy_upstream", "UH"), ("upstream_request_timeout", "UT"),
+    ("local_reset", "LR"), ("upstream_remote_reset", "UR"), ("upstream_connection_failure", "UF"),
+    ("upstream_connection_termination", "UC"), ("upstream_overflow", "UO"), ("no_route_found", "NR"),
+    ("rate_limited", "RL"), ("rate_limit_service_error", "RLSE"), ("stream_idle_timeout", "SI"),
+    ("downstream_connection_termination", "DC"), ("upstream_retry_limit_exceeded", "URX"),
+    ("downstream_protocol_error", "DPE"), ("upstream_protocol_error", "UPE"), ("duration_timeout", "DT"),
+    ("invalid_envoy_request_headers", "IH"), ("overload_manager", "OM"), ("no_filter_config_found", "NFCF"),
+    ("no_cluster_found", "NC"), ("dns_resolution_failure", "DF"), ("downstream_remote_reset", "DR"),
+)  # fmt: skip
+
+
+def entries(message: Any) -> Iterator[Finished]:
+    for entry in message.http_logs.log_entry:
+        read = _entry(entry)
+        if read is not None:
+            yield read
+
+
+def _entry(entry: Any) -> Finished | None:
+    common, request, response = entry.common_properties, entry.request, entry.response
+    request_id = request.request_id
+    if not request_id:
+        return None  # a codec-level 400: Envoy gave it no id, and no response of it carries one
+    metadata = common.metadata.filter_metadata
+    authz = metadata[AUTHZ].fields if AUTHZ in metadata else {}
+    text = {name: authz[name].string_value for name in authz}
+    grant = text.get("grant", "")
+    held: dict[str, Any] = json.loads(grant) if grant else {}
+    settled = "paddock" in metadata and "settled" in metadata["paddock"].fields
+    started = common.start_time
+    started_at = held.get("started_at") or started.seconds * 1_000_000 + started.nanos // 1000
+    status = response.response_code.value
+    duration = common.time_to_last_downstream_tx_byte
+    first = common.time_to_first_upstream_rx_byte
+    address = common.downstream_remote_address.socket_address.address
+    reached = bool(common.upstream_remote_address.ListFields())
+    tenant_id = held.get("tenant_id") or (int(text["tenant_id"]) if "tenant_id" in text else None)
+    recorded = "recorded" in text
+    refused = not reached and status >= 400 and not grant
+    event = {
+        "id": request_id,
+        "s": str(started_at),
+        "t": tenant_id,
+        "tn": text.get("tenant", ""),
+        "kp": text.get("key_prefix", ""),
+        "model": text.get("model", ""),
+        "ep": text.get("endpoint", "") or held.get("endpoint", "") or request.path.partition("?")[0][:200],
+        "method": base_pb2.RequestMethod.Name(request.request_method),
+        "addr": address,
+        "st": status,
+        "reason": text.get("reason", "") or (local_reason(status) if refused else ""),
+        "flags": ",".join(short for name, short in _FLAGS if getattr(common.response_flags, name)),
+        "in": request.request_body_bytes,
+        "out": response.response_body_bytes,
+        "us": duration.seconds * 1_000_000 + duration.nanos // 1000,
+        "up_us": first.seconds * 1_000_000 + first.nanos // 1000,
+    }
+    return Finished(
+        request_id, started_at, tenant_id, address, refused, recorded, text.get("recorded") == "0", grant, settled,
+        reached, response.response_body_bytes, json.dumps(event, separators=(",", ":")),
+    )  # fmt: skip
+
+
+def local_reason(status: int) -> str:
+    """The reason of a refusal that Envoy made by itself, from its status alone."""
+    return {
+        400: "bad_request", 403: "endpoint_blocked", 413: "too_large", 429: "address_rate", 502: "upstream_unavailable",
+        503: "fault", 504: "upstream_unavailable",
+    }.get(status, "edge")  # fmt: skip
