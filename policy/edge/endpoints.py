@@ -1,0 +1,232 @@
+"""The small HTTP app: what the gateway answers by itself, as plain ASGI behind Envoy's `policy_http` cluster.
+
+GET/HEAD /api/tags and GET /v1/models   the key's effective set; the key is checked here again, because a listener that
+                                        answers whoever reaches it would be a way around ext_authz
+GET/HEAD /api/version                   the gateway's version
+GET /readyz, /healthz                   readiness with each dependency named; liveness
+GET /metrics                            Prometheus text, for loopback (Envoy's RBAC says so too)
+
+Everything else is the generic 403. The two lists are serialised once per snapshot and set of models, not per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from policy.rules.decision import Deny, Reason
+from policy.rules.keys import credential
+from policy.rules.models import effective
+from policy.rules.tags import models_body, tags_body
+
+if TYPE_CHECKING:
+    from policy.admission.discovery import Snapshot
+    from policy.edge.readiness import Readiness
+    from policy.rules.tenants import Key
+
+LISTS_MAX = 16 * 1024 * 1024  # bytes of serialised lists kept
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+Scope = MutableMapping[str, Any]  # the ASGI specification's own type: its values are of many kinds
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # likewise
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]  # likewise
+Fields = Iterable[tuple[bytes, bytes]]
+
+log = logging.getLogger(__name__)
+
+
+class Authenticate(Protocol):
+    """The keyring: whose key it is, or the refusal. It raises when it cannot tell."""
+
+    async def __call__(self, presented: str | None, address: str, now: datetime) -> Key | Deny: ...
+
+
+class Catalogue(Protocol):
+    """Discovery, as far as the lists need it."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One complete answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Endpoints:
+    """The ASGI app."""
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        catalogue: Catalogue,
+        authenticate: Authenticate,
+        readiness: Readiness,
+        exposition: Callable[[], bytes],
+        metrics_from: Iterable[str] = LOOPBACK,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`exposition` gives the Prometheus text (it runs in a thread); `metrics_from`: networks that may read it."""
+        self._catalogue = catalogue
+        self._authenticate = authenticate
+        self._readiness = readiness
+        self._exposition = exposition
+        self._metrics_from = tuple(ipaddress.ip_network(network) for network in metrics_from)
+        self._now = now
+        self._version = Response(200, json.dumps({"version": version}, separators=(",", ":")).encode())
+        self._lists = _Lists()
+        self._scraping = asyncio.Lock()
+        self._routes: dict[tuple[str, str], Callable[[Scope], Awaitable[Response]]] = {
+            ("GET", "/api/tags"): self._tags,
+            ("HEAD", "/api/tags"): self._tags,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/api/version"): self._get_version,
+            ("HEAD", "/api/version"): self._get_version,
+            ("GET", "/readyz"): self._readyz,
+            ("HEAD", "/readyz"): self._readyz,
+            ("GET", "/healthz"): self._healthz,
+            ("HEAD", "/healthz"): self._healthz,
+            ("GET", "/metrics"): self._metrics,
+            ("HEAD", "/metrics"): self._metrics,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        route = self._routes.get((scope["method"], scope["path"]), self._blocked)
+        try:
+            response = await route(scope)
+        except Exception:  # fail closed, in the gateway's own words: whatever went wrong, nothing was decided
+            log.exception("endpoint_fault", extra={"path": scope["path"], "request_id": _request_id(scope)})
+            response = _refusal(Deny(Reason.FAULT), scope)
+        headers = [
+            (b"content-type", response.content_type),
+            (b"content-length", b"%d" % len(response.body)),
+            (b"cache-control", b"no-store"),
+            *response.headers,
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _tags(self, scope: Scope) -> Response:
+        return await self._list(scope, tags_body)
+
+    async def _models(self, scope: Scope) -> Response:
+        return await self._list(scope, models_body)
+
+    async def _list(self, scope: Scope, form: _Form) -> Response:
+        who = await self._authenticate(credential(_credentials(scope["headers"])), _client(scope), self._now())
+        if isinstance(who, Deny):
+            return _refusal(who, scope)
+        snapshot = self._catalogue.snapshot
+        if not snapshot.models and not snapshot.reachable:
+            # Nothing is known because nothing answers: an empty list would be a lie, and says nothing of any model.
+            return _refusal(Deny(Reason.UPSTREAM), scope)
+        return Response(200, self._lists.body(form, snapshot, who))
+
+    async def _get_version(self, scope: Scope) -> Response:
+        return self._version
+
+    async def _healthz(self, scope: Scope) -> Response:
+        return Response(200, b'{"status":"ok"}')
+
+    async def _readyz(self, scope: Scope) -> Response:
+        return Response(*await self._readiness.answer())
+
+    async def _metrics(self, scope: Scope) -> Response:
+        if not self._may_scrape(_client(scope)):
+            return await self._blocked(scope)
+        async with self._scraping:  # one at a time: it is the one answer here that costs milliseconds
+            return Response(200, await asyncio.to_thread(self._exposition), b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def _blocked(self, scope: Scope) -> Response:
+        return _refusal(Deny(Reason.ENDPOINT), scope)
+
+    def _may_scrape(self, address: str) -> bool:
+        if address == "":  # a Unix socket and no proxy: this machine
+            return True
+        try:
+            peer = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        return any(peer in network for network in self._metrics_from)
+
+
+_Form = Callable[[Iterable[Mapping[str, object]]], bytes]
+
+
+class _Lists:
+    """Serialised lists of one set of discovered models, by what decides them."""
+
+    def __init__(self) -> None:
+        self._of: object = None
+        self._bodies: dict[tuple[object, ...], bytes] = {}
+        self._size = 0
+
+    def body(self, form: _Form, snapshot: Snapshot, key: Key) -> bytes:
+        models = snapshot.models
+        if models is not self._of or self._size > LISTS_MAX:
+            self._of, self._bodies, self._size = models, {}, 0
+        wanted = (form, key.tenant.allow_all_models, key.tenant.models, key.models)
+        body = self._bodies.get(wanted)
+        if body is None:
+            body = self._bodies[wanted] = form(found.details for found in effective(key, models).values())
+            self._size += len(body)
+        return body
+
+
+def _refusal(deny: Deny, scope: Scope) -> Response:
+    headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in deny.headers)
+    if deny.retry_after is not None:
+        headers += ((b"retry-after", b"%d" % deny.retry_after),)
+    elif deny.status == 503:
+        headers += ((b"retry-after", b"1"),)
+    elif deny.status == 401:
+        headers += ((b"www-authenticate", b"Bearer"),)
+    return Response(deny.status, deny.body(_request_id(scope)), headers=headers)
+
+
+def _field(headers: Fields, wanted: bytes) -> str | None:
+    """The last field line of that name: where Envoy appends, the last is the one that it wrote."""
+    found = None
+    for name, value in headers:
+        if name == wanted:
+            found = value
+    return None if found is None else found.decode("latin-1")
+
+
+def _request_id(scope: Scope) -> str:
+    """What Envoy set; it replaces whatever a client sent (`use_remote_address`)."""
+    return _field(scope["headers"], b"x-request-id") or ""
+
+
+def _client(scope: Scope) -> str:
+    """The client's address: the last hop of x-forwarded-for, which Envoy appends, else the peer; "" by Unix socket."""
+    forwarded = _field(scope["headers"], b"x-forwarded-for")
+    if forwarded is not None:
+        return forwarded.rpartition(",")[2].strip()
+    peer = scope.get("client")
+    return str(peer[0]) if peer else ""
+
+
+def _credentials(headers: Fields) -> dict[str, str]:
+    """The header fields that may carry a key, repeated ones joined as Envoy joins them for ext_authz."""
+    found: dict[str, str] = {}
+    for raw, value in headers:
+        if raw in (b"authorization", b"x-api-key"):
+            name, text = raw.decode(), value.decode("latin-1")
+            found[name] = f"{found[name]},{text}" if name in found else text
+    return found
