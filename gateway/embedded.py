@@ -23,9 +23,8 @@ from gateway.failure import Failure
 from gateway.part import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gateway.home import Home
+    from gateway.part import Probe
 
 STORES, SERVICES, EDGE = 0, 1, 2  # stages: stopped from the last to the first
 
@@ -149,9 +148,7 @@ def valkey(home: Home) -> Part:
     )
 
 
-def envoy(
-    config: Path, ready: Probe, *, threads: int | None = None, env: Mapping[str, str] | None = None
-) -> Part:
+def envoy(config: Path, ready: Probe, *, threads: int | None = None) -> Part:
     return Part(
         name="envoy",
         argv=(

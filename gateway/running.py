@@ -67,14 +67,15 @@ def default_data_dir() -> Path:
 
 def stores(args: argparse.Namespace) -> Stores:
     """The stores that `args` and the environment name, else those of the running instance. Failure if none is meant."""
-    named = getattr(args, "data_dir", None) or os.environ.get("PADDOCK_DATA_DIR")
-    if named:
-        found = read(Path(named))
-        if found is None:
-            raise Failure(f"no instance runs in {named}", do=f"Start it with `paddock up --data-dir {named}`.")
+    asked: Path | None = getattr(args, "data_dir", None)
+    usual = os.environ.get("PADDOCK_DATA_DIR")
+    named = asked or (Path(usual) if usual else None)
+    if named is not None and (found := read(named)) is not None:
         return _of(found)
-    if database_url := os.environ.get("PADDOCK_DATABASE_URL"):
+    if asked is None and (database_url := os.environ.get("PADDOCK_DATABASE_URL")):
         return Stores(database_url, os.environ.get("PADDOCK_REDIS_URL") or None)
+    if named is not None:
+        raise Failure(f"no instance runs in {named}", do=f"Start it with `paddock up --data-dir {named}`.")
     return _of(_the_one(list(instances())))
 
 
@@ -124,7 +125,7 @@ def announced(running: Running, *, to_user: bool = True) -> Iterator[None]:
 
 
 def start_time(pid: int) -> str | None:
-    """Of a living process, in the kernel's clock ticks since boot; "" on systems without /proc; None: no such process."""
+    """Of a living process, in clock ticks since boot; "" on systems without /proc; None: there is no such process."""
     if sys.platform != "linux":
         try:
             os.kill(pid, 0)

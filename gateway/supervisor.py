@@ -59,17 +59,14 @@ class _Child:
 
     def send(self, number: signal.Signals) -> None:
         if self.alive:
-            self._signal_group(number)
+            _signal_group(self.process.pid, number)
 
     async def ended(self) -> None:
         """Wait for its end, then end what it may have left in its process group."""
-        if self.alive:
-            await self.process.wait()
-            self._signal_group(signal.SIGKILL)
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # none left
-            os.killpg(self.process.pid, number)
+        process = self.process
+        if process.returncode is None:
+            await process.wait()
+            _signal_group(process.pid, signal.SIGKILL)
 
 
 class Supervisor:
@@ -158,9 +155,14 @@ class Supervisor:
         await self.stop(name)
         await self.start(self._children[name].part)
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal as an outsider would: the death that follows counts as unasked."""
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal as an outsider would: a death that follows counts as unasked."""
         self._children[name].send(number)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self._children[name].send(signal.SIGKILL)
+        await self._children[name].ended()
 
     def pids(self) -> dict[str, int]:
         """Of the parts that run."""
@@ -183,10 +185,10 @@ class Supervisor:
             await one.ended()
             if one.stopping or self._closing:
                 return
+            if self._on_death is OnDeath.LEAVE:
+                return  # whoever waits for it in `ready` is told there
             if self._on_death is OnDeath.STOP or not one.is_ready:
                 raise self._death(one)
-            if self._on_death is OnDeath.LEAVE:
-                return
             await self._revive(one)
 
     async def _revive(self, one: _Child) -> None:
@@ -237,6 +239,11 @@ class Supervisor:
             except TimeoutError:
                 one.send(harder)
         await one.ended()
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # none left
+        os.killpg(leader, number)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

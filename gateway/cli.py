@@ -1,0 +1,116 @@
+"""The `paddock` command. Exit status: 0 done, 1 failed (one clear message), 2 used wrongly.
+
+Only argparse is imported before it is known what is wanted, so that help and mistakes answer at once: a subcommand
+names its function as `module:function`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.failure import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return _function(args.run)(args)
+    except Failure as failure:
+        print(f"paddock: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _function(named: str | Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    if callable(named):
+        return named
+    module, _, name = named.partition(":")
+    function: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paddock",
+        description="A locked gate in front of Ollama.",
+        epilog="`paddock COMMAND --help` explains each.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _register_up(commands)
+    return parser
+
+
+def _register_up(commands: Subparsers) -> None:
+    up = commands.add_parser(
+        "up",
+        help="run a whole gateway on this machine, in front of your Ollama",
+        description="Starts PostgreSQL, Valkey, policy, processor and Envoy, and stops them all on Ctrl-C. "
+        "PADDOCK_DATABASE_URL and PADDOCK_REDIS_URL replace the embedded stores.",
+    )
+    up.add_argument(
+        "--upstream",
+        action="append",
+        metavar="URL",
+        help="an Ollama; repeat it for more (default: PADDOCK_UPSTREAMS, else http://127.0.0.1:11434)",
+    )
+    _add_instance_options(up, "~/.local/share/paddock")
+    up.set_defaults(run="gateway.up:up")
+
+
+def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8080, help="port to listen on, 0 for any (default: %(default)s)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where data, secrets and logs are (default: PADDOCK_DATA_DIR, {usual})",
+    )
+    parser.add_argument(
+        "--workers", type=_workers, default=1, metavar="N", help="processes of each service (default: %(default)s)"
+    )
+    parser.add_argument("--restart", action="store_true", help="start a part again when it dies, instead of stopping")
+
+
+def _port(text: str) -> int:
+    return _number(text, 0, 65535)
+
+
+def _workers(text: str) -> int:
+    return _number(text, 1, 64)
+
+
+def _number(text: str, low: int, high: int) -> int:
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return int(text)
+
+
+class _Version(argparse.Action):
+    """Reads the package's metadata only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from importlib.metadata import version
+
+        print(f"paddock {version('paddock')}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

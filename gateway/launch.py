@@ -1,0 +1,293 @@
+"""One local instance, from its settings to the first answer: what is started, in which order, with which settings.
+
+Stores and services start together, since the services spend their first second importing; Envoy comes last, when
+everything it calls answers. The end runs the other way: Envoy, services, stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from gateway import embedded, probe, running, upstreams
+from gateway.failure import Failure
+from gateway.home import Home
+from gateway.part import Part
+from gateway.port import Port, claim, free_port
+from gateway.running import Running
+from gateway.supervisor import OnDeath, Stopped, Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from gateway.part import Probe
+
+_READY_SECONDS = 30.0
+# Setting and socket of each listener of a service.
+_LISTENERS = {
+    "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
+    "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor", "PADDOCK_PROCESSOR_METRICS_LISTEN": "processor-metrics"},
+}
+# What must not reach the services: the client's own key, and what they are told here.
+_NOT_PASSED_ON = ("PADDOCK_KEY", "PADDOCK_DATA_DIR", "PADDOCK_ENVOY")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What an operator can say about a local instance."""
+
+    data_dir: Path
+    upstreams: tuple[str, ...] = ()  # base URLs
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any free one
+    workers: int = 1  # of policy and of processor
+    demo: bool = False  # with the demo upstream
+    database_url: str | None = None  # None: embedded
+    redis_url: str | None = None
+    on_death: OnDeath = OnDeath.STOP
+    check_upstreams: bool = True
+    announce: bool = True  # let this user's commands find it without --data-dir
+    envoy_threads: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)  # further settings of the services
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A started instance."""
+
+    running: Running
+    supervisor: Supervisor
+    seconds: float
+
+
+class Launch:
+    """Runs one instance to its end."""
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._say = say
+        self._began = monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._supervisor: Supervisor | None = None
+        self._asked = False
+        self._home = Home.open(config.data_dir)
+        self.database_url = config.database_url or embedded.postgres_url(self._home)
+        self.redis_url = config.redis_url or embedded.redis_url(self._home)
+
+    async def run(self, when_ready: Callable[[Ready], Awaitable[None]]) -> None:
+        """Start everything, call `when_ready`, go on until it fails or is asked to stop.
+
+        Raises Failure or `Stopped`; nothing runs any more then.
+        """
+        self._task = asyncio.current_task()
+        try:
+            await self._run(when_ready)
+        except asyncio.CancelledError:
+            if not self._asked:
+                raise
+            raise Stopped from None
+
+    def ask_to_stop(self) -> None:
+        """End `run`; a second time: without patience. On the event loop's thread."""
+        self._asked = True
+        if self._supervisor is not None:
+            self._supervisor.ask_to_stop()
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, when_ready: Callable[[Ready], Awaitable[None]]) -> None:
+        config, home = self._config, self._home
+        with ExitStack() as stack:
+            stack.enter_context(home.claimed())
+            port = stack.enter_context(claim(config.host, config.port))
+            await self._look_outside()
+            async with Supervisor(home.logs, home.locks, on_death=config.on_death, say=self._say) as supervisor:
+                self._supervisor = supervisor
+                started = await self._start(supervisor, port)
+                stack.enter_context(running.announced(started, to_user=config.announce))
+                await when_ready(Ready(started, supervisor, monotonic() - self._began))
+                await asyncio.Event().wait()  # until the supervisor raises
+
+    async def _look_outside(self) -> None:
+        """What is not started here must answer already."""
+        config = self._config
+        for name, url in (("PADDOCK_DATABASE_URL", config.database_url), ("PADDOCK_REDIS_URL", config.redis_url)):
+            if url is not None:
+                with self._step(name):
+                    await upstreams.store_answers(name, url)
+        if config.check_upstreams and not config.demo:
+            await upstreams.check(config.upstreams, self._say)
+
+    async def _start(self, supervisor: Supervisor, port: Port) -> Running:
+        config, home = self._config, self._home
+        urls = config.upstreams
+        if config.demo:
+            number = free_port()
+            urls = (f"http://127.0.0.1:{number}", *urls)
+            await supervisor.spawn(_demo(number, self._environment(urls)))
+        services = self._services(self._environment(urls))
+        async with asyncio.TaskGroup() as group:
+            bootstrap = group.create_task(asyncio.to_thread(self._envoy_config, port, urls))
+            if config.database_url is None:
+                group.create_task(self._postgres(supervisor))
+            if config.redis_url is None:
+                group.create_task(self._valkey(supervisor))
+        await self._ready_all(supervisor, services)
+        if config.demo:
+            with self._step("demo upstream"):
+                await supervisor.ready("demo-upstream")
+        with self._step("envoy"):
+            path = bootstrap.result()
+            await supervisor.start(embedded.envoy(path, _answers(f"{port.url}/healthz"), threads=config.envoy_threads))
+        with self._step("whole path"):
+            await _whole_path(f"{port.url}/readyz")
+        pid = os.getpid()
+        return Running(
+            data_dir=str(home.path),
+            pid=pid,
+            started=running.start_time(pid) or "",
+            url=port.url,
+            database_url=self.database_url,
+            redis_url=self.redis_url,
+        )
+
+    async def _postgres(self, supervisor: Supervisor) -> None:
+        setup = embedded.postgres_setup(self._home)
+        if setup is not None:
+            with self._step("postgres", "new database made"):
+                await supervisor.run(setup)
+                embedded.postgres_set_up(self._home)
+        with self._step("postgres"):
+            await supervisor.start(embedded.postgres(self._home))
+
+    async def _valkey(self, supervisor: Supervisor) -> None:
+        with self._step("valkey"):
+            await supervisor.start(embedded.valkey(self._home))
+
+    async def _ready_all(self, supervisor: Supervisor, parts: list[Part]) -> None:
+        for part in parts:
+            await supervisor.spawn(part)
+        for part in parts:
+            with self._step(part.name):
+                await supervisor.ready(part.name)
+
+    def _environment(self, urls: tuple[str, ...]) -> dict[str, str]:
+        passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
+        return passed | {
+            "PYTHONUNBUFFERED": "1",
+            "PADDOCK_PEPPER_FILE": str(self._home.pepper),
+            **self._config.environment,
+            "PADDOCK_DATABASE_URL": self.database_url,
+            "PADDOCK_REDIS_URL": self.redis_url,
+            "PADDOCK_UPSTREAMS": ",".join(urls),
+        }
+
+    def _services(self, environment: Mapping[str, str]) -> list[Part]:
+        return [
+            self._service(name, number, listeners, environment)
+            for name, listeners in _LISTENERS.items()
+            for number in range(self._config.workers)
+        ]
+
+    def _service(self, name: str, number: int, listeners: Mapping[str, str], environment: Mapping[str, str]) -> Part:
+        paths = {setting: self._home.socket(f"{listener}-{number}") for setting, listener in listeners.items()}
+        return Part(
+            name=f"{name}-{number}",
+            argv=(sys.executable, "-m", name),
+            env={**environment, **{setting: f"unix:{path}" for setting, path in paths.items()}},
+            ready=probe.socket_accepts(*paths.values()),
+            stage=embedded.SERVICES,
+        )
+
+    def _envoy_config(self, port: Port, urls: tuple[str, ...]) -> Path:
+        from gateway import envoy_config  # YAML takes its time: read while the stores start
+        from gateway.envoy_config import Address
+
+        def sockets(listener: str) -> list[Address]:
+            return [Address(path=str(self._home.socket(f"{listener}-{n}"))) for n in range(self._config.workers)]
+
+        shipped = shipped_envoy()
+        config = envoy_config.adapt(
+            shipped / "envoy.yaml",
+            shipped / "clusters.yaml",
+            listen=Address(host=port.address, port=port.number),
+            admin=Address(path=str(self._home.socket("envoy-admin"))),
+            policy=sockets("policy"),
+            policy_http=sockets("policy-http"),
+            processor=sockets("processor"),
+            upstreams=urls,
+            max_request_body_bytes=self._body_limit(),
+        )
+        return envoy_config.write(config, self._home.path / "envoy")
+
+    def _body_limit(self) -> int:
+        from policy.settings import PolicySettings
+
+        environment = {**os.environ, **self._config.environment}
+        for name in ("PADDOCK_MAX_REQUEST_BODY_BYTES", "MAX_REQUEST_BODY_BYTES"):
+            if name in environment:
+                return int(environment[name])
+        default: int = PolicySettings.model_fields["max_request_body_bytes"].default
+        return default
+
+    @contextmanager
+    def _step(self, name: str, what: str = "ready") -> Iterator[None]:
+        began = monotonic()
+        yield
+        self._say(f"  {name:<14} {what:<18} {monotonic() - began:5.2f} s")
+
+
+def shipped_envoy() -> Path:
+    """The directory of the shipped envoy.yaml: inside the installed package, or beside it in a source tree."""
+    packaged = Path(__file__).parent / "envoy"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "envoy"
+
+
+def _demo(number: int, environment: Mapping[str, str]) -> Part:
+    return Part(
+        name="demo-upstream",
+        argv=(sys.executable, "-m", "gateway.demo", "--host", "127.0.0.1", "--port", str(number)),
+        env=environment,
+        ready=probe.port_accepts("127.0.0.1", number),
+        stage=embedded.SERVICES,
+    )
+
+
+def _answers(url: str) -> Probe:
+    async def answers() -> bool:
+        try:
+            status, _ = await probe.get(url)
+        except OSError:  # not listening yet
+            return False
+        return status == 200
+
+    return answers
+
+
+async def _whole_path(url: str) -> None:
+    """Wait for 200 from /readyz, asked through Envoy; Failure names what is not ready."""
+    deadline = monotonic() + _READY_SECONDS
+    while True:
+        status, body = await probe.get(url, patience=10.0)
+        if status == 200:
+            return
+        if monotonic() > deadline:
+            break
+        await asyncio.sleep(0.05)
+    try:
+        checks = json.loads(body)["checks"]
+        missing = ", ".join(name for name, state in checks.items() if state != "ok")
+    except (ValueError, KeyError, AttributeError, TypeError):  # not policy's answer but Envoy's own
+        missing = "policy"
+    raise Failure(
+        f"everything runs, but after {_READY_SECONDS:.0f} s this is not ready: {missing}",
+        quote=body.decode(errors="replace"),
+        do="The logs in the data directory say more.",
+    )
