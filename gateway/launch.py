@@ -33,7 +33,7 @@ _READY_SECONDS = 30.0
 # Setting and socket of each listener of a service.
 _LISTENERS = {
     "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
-    "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor", "PADDOCK_PROCESSOR_METRICS_LISTEN": "processor-metrics"},
+    "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor"},
 }
 # What must not reach the services: the client's own key, and what they are told here.
 _NOT_PASSED_ON = ("PADDOCK_KEY", "PADDOCK_DATA_DIR", "PADDOCK_ENVOY")

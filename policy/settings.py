@@ -7,32 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  # pydantic resolves annotations at run time
 
-from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr
 
-
-class SharedSettings(BaseSettings):
-    """What both services read."""
-
-    model_config = SettingsConfigDict(env_prefix="PADDOCK_", extra="ignore")
-
-    redis_url: SecretStr = Field(
-        default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey: redis://, rediss:// or unix:// ; a cluster is recognised by itself.",
-    )
-    max_request_body_bytes: int = Field(
-        default=262_144,
-        ge=1024,
-        le=64 * 1024 * 1024,
-        validation_alias=AliasChoices("PADDOCK_MAX_REQUEST_BODY_BYTES", "MAX_REQUEST_BODY_BYTES"),
-        description="Largest request body. The same figure must stand in Envoy's configuration.",
-    )
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
-
-    @property
-    def grpc_message_bytes(self) -> int:
-        """Largest gRPC message: a body and what stands around it. grpcio's own default (4 MiB) would be a 500."""
-        return max(4 * 1024 * 1024, self.max_request_body_bytes + 1024 * 1024)
+from policy.rules.settings import SharedSettings
 
 
 class PolicySettings(SharedSettings):
@@ -66,13 +43,3 @@ class PolicySettings(SharedSettings):
     retention_days: int = Field(
         default=400, ge=1, description="Audit rows older than this are dropped, a month's partition at a time."
     )
-
-
-def listen_address(listen: str) -> str:
-    """`unix:/path` and `host:port`, checked; what grpc and our own listeners both take."""
-    if listen.startswith("unix:/"):
-        return listen
-    host, separator, port = listen.rpartition(":")
-    if not separator or not host or not port.isdigit():
-        raise ValueError(f"{listen!r} is no address: write host:port or unix:/absolute/path")
-    return listen

@@ -151,8 +151,7 @@ class Evaluator:
         headers = rate_headers(tally, admitted=True)
         if ask is None:
             return Allow(None, headers, tenant=plan.key.tenant.name)
-        installed = self.models.models.get(ask.model)
-        name = ask.model_as_sent if installed is None else installed.name
+        name = _forwarded_name(ask, self.models.models.get(ask.model))
         per_completion = tally.cap // max(ask.completions, 1)
         grant = Grant(
             request_id=plan.request_id,
@@ -170,7 +169,7 @@ class Evaluator:
             cap=tally.cap,
             prompt_bytes=plan.prompt_bytes,
             splices=requests.rewrite(ask, cap=per_completion, model=name),
-            hide_usage=ask.stream and not ask.wants_usage,
+            hide_usage=not ask.wants_usage,
         )
         return Allow(grant, headers, upstream=self.models.upstream_for(ask.model), tenant=plan.key.tenant.name)
 
@@ -182,6 +181,13 @@ class Evaluator:
         if tally is None:
             raise StoreDown("the store asked for a seed twice")
         return tally
+
+
+def _forwarded_name(ask: Ask, installed: Installed | None) -> str:
+    """The name that the upstream lists, save where Ollama adds its default tag to the client's spelling anyway."""
+    if installed is None or installed.name in (ask.model_as_sent, f"{ask.model_as_sent}:latest"):
+        return ask.model_as_sent
+    return installed.name
 
 
 def completion_cap(key: Key, default: int) -> int:

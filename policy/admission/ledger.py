@@ -69,6 +69,7 @@ class Ledger:
         self._retention_days = retention_days
         self._kept = kept
         self.lag = 0  # events waiting, of all shards, at the last look
+        self.oldest = 0.0  # when the oldest event of the last batch was written, seconds since the epoch
         self.leading = False
 
     async def run(self) -> None:
@@ -106,6 +107,7 @@ class Ledger:
             found = await self._events.events(shard, BATCH)
             if not found:
                 continue
+            self.oldest = int(found[0][0].split(b"-")[0]) / 1000
             await self._rows.apply(batch(fields for _, fields in found))
             await self._events.forget(shard, found[-1][0])
             more = more or len(found) == BATCH

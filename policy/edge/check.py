@@ -25,7 +25,6 @@ CheckResponse = external_auth_pb2.CheckResponse
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _OK = status_pb2.Status(code=code_pb2.OK)
 _DENIED = status_pb2.Status(code=code_pb2.PERMISSION_DENIED)
-UPSTREAM_HEADER = "x-paddock-upstream"
 
 
 def request_from(message: Any) -> Request:
@@ -60,7 +59,8 @@ def _allowed(allow: Allow) -> Any:
     ok = response.ok_response
     _set(ok.response_headers_to_add, allow.headers)
     if allow.upstream:
-        _set(ok.headers, ((UPSTREAM_HEADER, allow.upstream),))
+        # Envoy's override_host policy reads it here: a header would reach Ollama, or be gone before it is read.
+        response.dynamic_metadata.fields["upstream"].string_value = allow.upstream
     if allow.grant is not None:
         metadata = response.dynamic_metadata.fields
         metadata["grant"].string_value = allow.grant.to_json()

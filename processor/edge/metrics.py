@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from policy.rules.grant import Grant
     from policy.rules.labels import Labels
+    from policy.rules.settlement import Settlement
+    from processor.exchange import Exchange
 
 TENANTS_MAX = 100
 MODELS_MAX = 50
@@ -93,6 +95,17 @@ class Metrics:
         )
         self._per_token = gen_ai(
             "gen_ai_server_time_per_output_token_seconds", "Time per output token after the first.", _PER_TOKEN
+        )
+
+    @fails_open
+    def finished(self, exchange: Exchange, settlement: Settlement, seconds: float) -> None:
+        """One exchange ended after `seconds`, and this is what it used."""
+        grant = exchange.grant
+        self.exchanged(grant.duty, str(settlement.event.get("outcome", "")))
+        first = None if exchange.first_byte is None or not grant.stream else exchange.first_byte - exchange.begun
+        prompt = grant.prompt_tokens if settlement.prompt_tokens is None else settlement.prompt_tokens
+        self.metered(
+            grant, prompt, settlement.completion_tokens, exact=settlement.exact, seconds=seconds, first_token=first
         )
 
     @fails_open

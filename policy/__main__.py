@@ -1,0 +1,177 @@
+"""Composition of the policy service: the one place that knows every part.
+
+Everything runs in one task group on one event loop; a part that ends takes the process down, and whoever supervises it
+starts a new one. SIGTERM lets calls under way finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.config
+import os
+import secrets
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import grpc.aio
+import uvloop
+from pydantic import ValidationError
+
+from policy.admission.discovery import Discovery
+from policy.admission.evaluate import Evaluator
+from policy.admission.hashing import Hashing
+from policy.admission.keyring import Keyring
+from policy.admission.ledger import DrainedSeeds, Journal, Ledger
+from policy.edge import http_server
+from policy.edge.endpoints import Endpoints
+from policy.edge.metrics import Metrics
+from policy.edge.readiness import Readiness
+from policy.edge.server import AccessLog, Authorization, handlers
+from policy.rules import logs
+from policy.rules.requests import Bounds
+from policy.rules.settings import listen_address
+from policy.settings import PolicySettings
+from policy.stores import redis
+from policy.stores.ledger_postgres import LedgerTables, seeds
+from policy.stores.migrate import upgrade
+from policy.stores.postgres import Postgres
+
+if TYPE_CHECKING:
+    from policy.rules.settlement import Seed
+
+log = logging.getLogger("policy")
+
+GRACE_SECONDS = 5.0
+
+
+async def serve(settings: PolicySettings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    database = settings.database_url.get_secret_value()
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        hashing = stack.enter_context(Hashing())
+        postgres = await stack.enter_async_context(Postgres.open(database))
+        counters = redis.RedisStore(
+            await redis.connect(settings.redis_url.get_secret_value()), epoch=secrets.token_hex(8)
+        )
+        stack.push_async_callback(counters.close)
+        tables = LedgerTables(database)
+        stack.push_async_callback(tables.close)
+
+        async def read_seeds(tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
+            async with postgres.connection() as connection:
+                return await seeds(connection, tenant_id, key_id, datetime.now(UTC).date())
+
+        async def database_answers() -> bool:
+            return keyring.up
+
+        discovery = Discovery(
+            tuple(url.strip() for url in settings.upstreams.split(",") if url.strip()),
+            interval=settings.discovery_interval_seconds,
+            observe=metrics.upstream_polled,
+        )
+        keyring = Keyring(postgres, hashing)
+        ledger = Ledger(counters, tables, retention_days=settings.retention_days, kept=redis.REFUSALS_KEPT)
+        journal = Journal(counters)
+        evaluator = Evaluator(
+            keyring, discovery, counters, DrainedSeeds(counters, read_seeds), Bounds(), settings.default_max_tokens
+        )
+        endpoints = Endpoints(
+            version=version("paddock"),
+            catalogue=discovery,
+            authenticate=keyring.authenticate,
+            readiness=Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check}),
+            exposition=metrics.exposition,
+        )
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.grpc_message_bytes),
+                ("grpc.max_send_message_length", settings.grpc_message_bytes),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        server.add_generic_rpc_handlers(handlers(Authorization(evaluator, metrics), AccessLog(journal)))
+
+        async def keep_ledger() -> None:
+            await _migrate(database)
+            await ledger.run()
+
+        async with asyncio.TaskGroup() as tasks:
+            parts = [
+                tasks.create_task(part, name=name)
+                for name, part in (
+                    ("keyring", keyring.run()),
+                    ("discovery", discovery.run()),
+                    ("ledger", keep_ledger()),
+                    ("journal", journal.run()),
+                    ("loop watch", metrics.watch_loop()),
+                    ("ledger watch", _watch_ledger(ledger, metrics)),
+                    ("http", http_server.serve(endpoints, listen_address(settings.policy_http_listen))),
+                )
+            ]
+            await _listen(server, listen_address(settings.policy_listen))
+            log.info("serving", extra={"listen": settings.policy_listen, "http": settings.policy_http_listen})
+            await stop.wait()
+            log.info("stopping")
+            await server.stop(GRACE_SECONDS)
+            for part in parts:
+                part.cancel()
+
+
+async def _migrate(database: str) -> None:
+    """Bring the schema up to date, waiting for a database that is not there yet."""
+    while True:
+        try:
+            if await upgrade(database):
+                log.info("migrated")
+            return
+        except ConnectionError as fault:
+            log.warning("database not reached; trying again", extra={"fault": str(fault)[:200]})
+            await asyncio.sleep(0.5)
+
+
+async def _listen(server: grpc.aio.Server, address: str) -> None:
+    # A Unix socket belongs to this user alone from its first moment on.
+    before = os.umask(0o177)
+    try:
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        server.add_insecure_port(address)
+        await server.start()
+    finally:
+        os.umask(before)
+
+
+async def _watch_ledger(ledger: Ledger, metrics: Metrics) -> None:
+    while True:
+        if ledger.leading:
+            metrics.ledger_at(max(0.0, time.time() - ledger.oldest) if ledger.lag else 0.0, ledger.lag)
+        await asyncio.sleep(1.0)
+
+
+def main() -> int:
+    """Run the service; the exit status."""
+    try:
+        settings = PolicySettings()
+        logging.config.dictConfig(logs.config("policy", settings.log_level))
+        uvloop.run(serve(settings))
+    except (ValidationError, ValueError) as error:
+        print(f"policy: a setting is wrong: {error}", file=sys.stderr)  # noqa: T201  # logging is not set up yet
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The gRPC front of processor: the ext_proc loop. It reads a phase, asks the exchange, writes the reply.
+
+However a stream ends (normally, by a client that left, by an upstream that died, by our own shutdown) the exchange is
+settled once: before the reply to its last piece where it ends well, from `finally` where it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+import grpc.aio
+
+from policy.rules.decision import error_body
+from processor.edge import messages
+from processor.exchange import Answer, Exchange, Pass
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from policy.rules.grant import Grant
+    from policy.rules.settlement import Settlement
+
+log = logging.getLogger(__name__)
+
+
+class Settler(Protocol):
+    """Settles reservations and keeps their leases."""
+
+    async def settle(self, grant: Grant, settlement: Settlement) -> bool: ...
+    def later(self, grant: Grant, settlement: Settlement) -> None: ...
+    def opened(self, exchange: Exchange) -> None: ...
+    def closed(self, exchange: Exchange) -> None: ...
+
+
+class Observer(Protocol):
+    """Is told of each finished exchange."""
+
+    def finished(self, exchange: Exchange, settlement: Settlement, seconds: float) -> None: ...
+
+
+class ExternalProcessor:
+    """envoy.service.ext_proc.v3.ExternalProcessor."""
+
+    def __init__(self, settler: Settler, observer: Observer) -> None:
+        self._settler = settler
+        self._observer = observer
+
+    async def process(self, incoming: AsyncIterator[Any], context: Any) -> None:
+        """One HTTP exchange."""
+        now = asyncio.get_running_loop().time
+        exchange: Exchange | None = None
+        done = False  # its settlement is with the settler, one way or the other
+        try:
+            async for message in incoming:
+                name = messages.phase(message)
+                if exchange is None:
+                    grant = messages.grant(message)
+                    if grant is None or name != "request_headers":
+                        await context.write(messages.reply(name, _unadmitted(message)))
+                        return
+                    exchange = Exchange(grant, now())
+                    self._settler.opened(exchange)
+                verdict = self._phase(exchange, name, message, now())
+                settled = False
+                if isinstance(verdict, Answer) or verdict.ended:
+                    done = True
+                    settled = await self._finish(exchange, now())
+                await context.write(messages.reply(name, verdict, settled=settled))
+                if isinstance(verdict, Answer):
+                    return
+        finally:
+            if exchange is not None:
+                self._settler.closed(exchange)
+                if not done and exchange.reserves:
+                    settlement = exchange.settlement(whole=False)
+                    self._settler.later(exchange.grant, settlement)
+                    self._observer.finished(exchange, settlement, now() - exchange.begun)
+
+    @staticmethod
+    def _phase(exchange: Exchange, name: str, message: Any, now: float) -> Pass | Answer:
+        match name:
+            case "response_body":
+                return exchange.response_body(messages.body(message), messages.ended(message), now)
+            case "request_headers":
+                return exchange.request_headers(messages.ended(message))
+            case "request_body":
+                return exchange.request_body(messages.body(message))
+            case "response_headers":
+                return exchange.response_headers(messages.headers(message), messages.ended(message), now)
+            case "response_trailers":
+                return exchange.response_body(b"", True, now)
+            case _:
+                return Pass()
+
+    async def _finish(self, exchange: Exchange, now: float) -> bool:
+        """Settle at the end of an exchange. True: the store has it."""
+        if not exchange.reserves:
+            return True
+        settlement = exchange.settlement(whole=True)
+        self._observer.finished(exchange, settlement, now - exchange.begun)
+        return await self._settler.settle(exchange.grant, settlement)
+
+
+def _unadmitted(message: Any) -> Answer:
+    """No grant: this request passed no policy, or the filters stand in another order than they must. Nothing goes on."""
+    request_id = ""
+    if messages.phase(message) == "request_headers":
+        request_id = messages.headers(message).get("x-request-id", "")
+    log.error("no grant", extra={"hint": "ext_authz must stand before ext_proc and forward its metadata"})
+    body = error_body(503, "unavailable", "temporarily unavailable", request_id)
+    return Answer(503, body, (("content-type", "application/json"),), details="paddock_no_grant")
+
+
+def handler(processor: ExternalProcessor) -> grpc.GenericRpcHandler:
+    """The service as a generic handler, with the C messages' own (de)serializers."""
+    return grpc.method_handlers_generic_handler(
+        "envoy.service.ext_proc.v3.ExternalProcessor",
+        {
+            "Process": grpc.stream_stream_rpc_method_handler(
+                processor.process,
+                messages.ProcessingRequest.FromString,
+                messages.ProcessingResponse.SerializeToString,
+            )
+        },
+    )
