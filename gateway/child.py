@@ -62,6 +62,8 @@ def prepare(orphan_signal: signal.Signals, account: pwd.struct_passwd | None) ->
     """A function for `preexec_fn`. Everything it needs is looked up here, before the fork."""
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if libc is not None:
+        prctl, capset = libc.prctl, libc.capset  # resolved now: the linker's lock may be held by a thread at the fork
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     bit = 1 << _CAP_DAC_OVERRIDE
     words = (_CapabilityWord * 2)(_CapabilityWord(bit, bit, bit))
@@ -69,17 +71,15 @@ def prepare(orphan_signal: signal.Signals, account: pwd.struct_passwd | None) ->
     def become_child() -> None:
         if account is not None:
             if libc is not None:
-                _checked(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "PR_SET_KEEPCAPS")
+                _checked(prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "PR_SET_KEEPCAPS")
             os.setgroups([])
             os.setgid(account.pw_gid)
             os.setuid(account.pw_uid)
             if libc is not None:
-                _checked(libc.capset(ctypes.byref(header), words), "capset")
-                _checked(
-                    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0), "PR_CAP_AMBIENT_RAISE"
-                )
+                _checked(capset(ctypes.byref(header), words), "capset")
+                _checked(prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0), "PR_CAP_AMBIENT_RAISE")
         if libc is not None:
-            _checked(libc.prctl(_PR_SET_PDEATHSIG, int(orphan_signal), 0, 0, 0), "PR_SET_PDEATHSIG")
+            _checked(prctl(_PR_SET_PDEATHSIG, int(orphan_signal), 0, 0, 0), "PR_SET_PDEATHSIG")
             if os.getppid() != parent:  # the parent died before the setting was made
                 os._exit(1)
 

@@ -72,7 +72,7 @@ def postgres_setup(home: Home) -> Part | None:
         if account is not None:
             os.chown(fresh, account.pw_uid, account.pw_gid)
 
-    options = ("--auth=trust", "--username=paddock", "--encoding=UTF8", "--no-instructions")
+    options = ("--auth-local=trust", "--auth-host=reject", "--username=paddock", "--encoding=UTF8", "--no-instructions")
     locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")  # the same on every machine
     return Part(
         name="postgres-setup",
