@@ -17,6 +17,10 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+class Stopped(Exception):
+    """The task group has ended, or has not begun."""
+
+
 class Flights(Generic[T]):
     """Work under way, by name. Without a task group, before and after its owner runs, nothing can be started."""
 
@@ -29,7 +33,7 @@ class Flights(Generic[T]):
         task = self._flying.get(name)
         if task is None:
             if self.tasks is None:
-                raise ConnectionError("nothing can be started now")
+                raise Stopped("nothing can be started now")
             task = self._flying[name] = self.tasks.create_task(self._fly(work()))
             task.add_done_callback(lambda task: self._land(name, task))
         return task
@@ -38,7 +42,7 @@ class Flights(Generic[T]):
         task = self.start(name, work)
         await asyncio.wait((task,))  # unlike `await task`, being cancelled here does not cancel the work
         if task.cancelled():
-            raise ConnectionError("the work was stopped")
+            raise Stopped("the work was stopped")
         result = task.result()
         if isinstance(result, Exception):
             raise result

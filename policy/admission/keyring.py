@@ -25,13 +25,14 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
 
-from policy.admission.flights import Flights
+from policy.admission.flights import Flights, Stopped
 from policy.admission.hashing import Crowded, Hashing, nobodys_hash
 from policy.admission.lookups import Lookups
 from policy.admission.recent import Recent
 from policy.admission.stamps import Stamps
 from policy.rules import keys
 from policy.rules.decision import Deny, Reason
+from policy.rules.faults import DatabaseDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping
@@ -53,11 +54,11 @@ class Watch(Protocol):
     """Hears of changes."""
 
     async def notice(self) -> str:
-        """The next: `key:<prefix>`, `tenant:<id>`, or anything else for "all". ConnectionError when none can come."""
+        """The next: `key:<prefix>`, `tenant:<id>`, or anything else for "all". DatabaseDown when none can come."""
 
 
 class KeyStore(Protocol):
-    """Where keys are. Each raises ConnectionError when it cannot be reached."""
+    """Where keys are. Each raises DatabaseDown when it cannot be reached."""
 
     async def load(self, prefixes: Collection[str]) -> Mapping[str, Key]: ...
 
@@ -92,6 +93,7 @@ class Keyring:
         store: KeyStore,
         hashing: Hashing,
         *,
+        pepper: bytes | None = None,
         ttl: float = TTL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -99,7 +101,7 @@ class Keyring:
         self._hashing = hashing
         self._ttl = ttl
         self._clock = clock
-        self._pepper = secrets.token_bytes(32)  # digests mean nothing outside this process
+        self._pepper = pepper or secrets.token_bytes(32)  # digests never leave the process
         self._nobody = nobodys_hash()
         self._records = Recent[str, _Record](_LARGEST)
         self._absent = Recent[str, _Record](_LARGEST)  # apart, so that made-up prefixes push out no real one
@@ -107,8 +109,8 @@ class Keyring:
         self._wrong = Recent[bytes, _Proof](_LARGEST)
         self._generation = 0  # counts changes: what was asked for before one is not remembered after it
         self._lookups = Lookups(store.load)
-        self._reading = Flights[_Record](ConnectionError)
-        self._proving = Flights[_Proof](ConnectionError, Crowded)
+        self._reading = Flights[_Record](DatabaseDown)
+        self._proving = Flights[_Proof](DatabaseDown, Crowded)
         self._stamps = Stamps(store)
         self._up = asyncio.Event()
 
@@ -130,7 +132,7 @@ class Keyring:
         digest = keys.digest(key, self._pepper)
         try:
             record, proof = self._remembered(key, digest, address) or await self._find(key, digest, address)
-        except ConnectionError:
+        except (DatabaseDown, Stopped):
             return Deny(Reason.DATABASE_DOWN, key_prefix=key.prefix)
         except Crowded:
             return Deny(Reason.KEY_OVERLOADED, key_prefix=key.prefix)
@@ -174,7 +176,7 @@ class Keyring:
 
     def _known(self, prefix: str) -> _Record | None:
         if not self.up:
-            raise ConnectionError("changes of keys cannot be heard")
+            raise DatabaseDown("changes of keys cannot be heard")
         record = self._records.get(prefix) or self._absent.get(prefix)
         return record if record is not None and self._clock() < record.at + self._ttl else None
 
@@ -239,7 +241,7 @@ class Keyring:
                     _log.info("following changes of keys")
                     while True:
                         self._forget(await watch.notice())
-            except ConnectionError as error:
+            except DatabaseDown as error:
                 if not lost:
                     lost = True
                     _log.error("every key is refused until the database can be reached: %s", error)

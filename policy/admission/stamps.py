@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from policy.rules.faults import DatabaseDown
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,7 +18,7 @@ _AGAIN = timedelta(minutes=1)  # how old a key's stamp may become before another
 
 class StampStore(Protocol):
     async def stamp(self, used: Mapping[int, datetime]) -> None:
-        """Record last uses by key id. ConnectionError when that is not possible now."""
+        """Record last uses by key id. DatabaseDown when that is not possible now."""
 
 
 class Stamps:
@@ -49,5 +51,5 @@ class Stamps:
             return
         try:
             await self._store.stamp(batch)
-        except ConnectionError:
+        except DatabaseDown:
             self._unwritten = batch | self._unwritten  # again next time

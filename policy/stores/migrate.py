@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from policy.rules.faults import DatabaseDown
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 LOCK = 0x7061_6464_6F63_6B  # "paddock": the advisory lock that one migrating replica holds
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _CONNECT_SECONDS = 5.0
+_UNABLE = (asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError)  # classes 57 and 53
 
 
 def head() -> str:
@@ -27,7 +30,7 @@ def head() -> str:
 
 
 async def upgrade(url: str) -> bool:
-    """Run what is missing; say whether the database was behind. ConnectionError when PostgreSQL cannot be reached.
+    """Run what is missing; say whether the database was behind. DatabaseDown when it cannot be reached.
 
     Any number of processes may do this at once; within one, a call at a time: Alembic keeps its state in globals.
     """
@@ -36,8 +39,8 @@ async def upgrade(url: str) -> bool:
         if current is not None and current >= head():
             return False
         await _run_missing(url)
-    except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
-        raise ConnectionError(f"PostgreSQL cannot be reached: {error}") from error
+    except (OSError, asyncpg.PostgresConnectionError, *_UNABLE) as error:
+        raise DatabaseDown(f"{type(error).__name__}: {error}") from error  # OSError: TimeoutError is one
     return True
 
 

@@ -4,7 +4,7 @@ What a request may have to wait for is `Postgres.load`: one query for keys, thei
 `watch` is the other half, a connection of its own that hears of every change (migration 0001 has the triggers) and
 notices within two seconds that the server is gone or hangs. What the command line does to keys is in `registry`.
 
-PostgreSQL failing to answer, in whatever way, is a ConnectionError to the caller, who fails closed. LISTEN lives as
+PostgreSQL failing to answer, in whatever way, is DatabaseDown to the caller, who fails closed. LISTEN lives as
 long as its connection: a pooler in transaction mode must not stand in between.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from policy.rules.faults import DatabaseDown
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
 
@@ -79,8 +80,8 @@ class Postgres:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PoolConnectionProxy]:
-        """A connection of the pool; whatever PostgreSQL fails to do in the block is a ConnectionError."""
-        with unanswered_is_connection_error():
+        """A connection of the pool; whatever PostgreSQL fails to do in the block is DatabaseDown."""
+        with unanswered_is_database_down():
             async with self._pool.acquire(timeout=_CONNECT_SECONDS) as connection:
                 yield connection
 
@@ -103,11 +104,11 @@ class Postgres:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[Watch]:
         """Listen for changes; from the block's first line on none is missed."""
-        with unanswered_is_connection_error():
+        with unanswered_is_database_down():
             connection = await asyncpg.connect(self._url, timeout=_CONNECT_SECONDS, command_timeout=_PULSE_SECONDS)
         try:
             watch = Watch(connection)
-            with unanswered_is_connection_error():
+            with unanswered_is_database_down():
                 await watch.listen()
                 await self._pool.expire_connections()  # those of before may lead to a server that is no more
             yield watch
@@ -129,30 +130,30 @@ class Watch:
     async def notice(self) -> str:
         """Wait for the next: `key:<prefix>`, `tenant:<id>` or `all`.
 
-        ConnectionError as soon as the connection is lost, or when the server gave no sign of life for two seconds.
+        DatabaseDown as soon as the connection is lost, or when the server gave no sign of life for two seconds.
         """
         while True:
             try:
                 async with asyncio.timeout(_PULSE_SECONDS):
                     notice = await self._notices.get()
             except TimeoutError:
-                with unanswered_is_connection_error():
+                with unanswered_is_database_down():
                     await self._connection.execute("SELECT 1")
                 continue
             if notice is None:
-                raise ConnectionError("PostgreSQL: the watching connection was lost")
+                raise DatabaseDown("the watching connection was lost")
             return notice
 
 
 @contextmanager
-def unanswered_is_connection_error() -> Iterator[None]:
+def unanswered_is_database_down() -> Iterator[None]:
     """Lost, refused, timed out, or unable to serve: one error. Data that breaks a constraint is another matter."""
     try:
         yield
     except asyncpg.IntegrityConstraintViolationError:
         raise
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # TimeoutError is an OSError
-        raise ConnectionError(f"PostgreSQL: {type(error).__name__}: {error}") from error
+        raise DatabaseDown(f"{type(error).__name__}: {error}") from error
 
 
 def tenant_of(row: asyncpg.Record) -> Tenant:
