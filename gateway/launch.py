@@ -132,20 +132,17 @@ class Launch:
             number = free_port()
             urls = (f"http://127.0.0.1:{number}", *urls)
             await supervisor.spawn(_demo(number, self._environment(urls)))
-        services = self._services(self._environment(urls))
         async with asyncio.TaskGroup() as group:
             bootstrap = group.create_task(asyncio.to_thread(self._envoy_config, port, urls))
+            group.create_task(self._redis_and_services(supervisor, urls))
             if config.database_url is None:
                 group.create_task(self._postgres(supervisor))
-            if config.redis_url is None:
-                group.create_task(self._valkey(supervisor))
-        await self._ready_all(supervisor, services)
         if config.demo:
             with self._step("demo upstream"):
                 await supervisor.ready("demo-upstream")
         with self._step("envoy"):
-            path = bootstrap.result()
-            await supervisor.start(embedded.envoy(path, _answers(f"{port.url}/healthz"), threads=config.envoy_threads))
+            ready = _answers(f"{port.url}/healthz")
+            await supervisor.start(embedded.envoy(bootstrap.result(), ready, threads=config.envoy_threads))
         with self._step("whole path"):
             await _whole_path(f"{port.url}/readyz")
         pid = os.getpid()
@@ -158,6 +155,18 @@ class Launch:
             redis_url=self.redis_url,
         )
 
+    async def _redis_and_services(self, supervisor: Supervisor, urls: tuple[str, ...]) -> None:
+        """The services wait for PostgreSQL by themselves; their counters they want at once, and Valkey is quick."""
+        if self._config.redis_url is None:
+            with self._step("valkey"):
+                await supervisor.start(embedded.valkey(self._home))
+        services = self._services(self._environment(urls))
+        with self._step(f"{len(services)} services"):
+            for part in services:
+                await supervisor.spawn(part)
+            for part in services:
+                await supervisor.ready(part.name)
+
     async def _postgres(self, supervisor: Supervisor) -> None:
         setup = embedded.postgres_setup(self._home)
         if setup is not None:
@@ -166,17 +175,6 @@ class Launch:
                 embedded.postgres_set_up(self._home)
         with self._step("postgres"):
             await supervisor.start(embedded.postgres(self._home))
-
-    async def _valkey(self, supervisor: Supervisor) -> None:
-        with self._step("valkey"):
-            await supervisor.start(embedded.valkey(self._home))
-
-    async def _ready_all(self, supervisor: Supervisor, parts: list[Part]) -> None:
-        for part in parts:
-            await supervisor.spawn(part)
-        for part in parts:
-            with self._step(part.name):
-                await supervisor.ready(part.name)
 
     def _environment(self, urls: tuple[str, ...]) -> dict[str, str]:
         passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}

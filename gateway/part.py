@@ -8,7 +8,6 @@ the next one after its own kill -9) first waits until that lock is free.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import signal
@@ -18,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway import child
-from gateway.failure import Failure, redacted
+from gateway.failure import Failure
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUOTED_LINES = 8
-KEPT_LOGS = 3
+    from gateway.log_files import Logs
+
 PREDECESSOR_SECONDS = 15.0
 POLL_SECONDS = 0.02
 
@@ -48,33 +47,6 @@ class Part:
     stop_seconds: float = 5.0
     ready_seconds: float = 30.0
     data: Path | None = None  # set for a part that refuses to run as root: its data's owner runs it
-
-
-@dataclass(frozen=True, slots=True)
-class Logs:
-    """The directory with one log a part; the last few starts stay beside it as .1 .2 .3"""
-
-    directory: Path
-
-    def path(self, name: str) -> Path:
-        return self.directory / f"{name}.log"
-
-    def rotate(self, name: str) -> None:
-        for age in range(KEPT_LOGS, 0, -1):
-            older = self.directory / (f"{name}.log.{age - 1}" if age > 1 else f"{name}.log")
-            with contextlib.suppress(FileNotFoundError):  # not that many starts yet
-                older.rename(self.directory / f"{name}.log.{age}")
-
-    def open(self, name: str) -> int:
-        return os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def last_words(self, name: str) -> str:
-        """The end of the part's log, without secrets."""
-        try:
-            text = self.path(name).read_bytes()[-16384:].decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return redacted("\n".join([line for line in text.splitlines() if line.strip()][-QUOTED_LINES:]))
 
 
 async def fork(part: Part, logs: Logs, locks: Path) -> asyncio.subprocess.Process:

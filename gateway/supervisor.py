@@ -20,7 +20,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from gateway.failure import Failure
-from gateway.part import POLL_SECONDS, Logs, Part, fork, how_it_ended
+from gateway.log_files import Logs
+from gateway.part import POLL_SECONDS, Part, fork, how_it_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
