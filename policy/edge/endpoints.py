@@ -127,7 +127,7 @@ class Endpoints:
         return await self._list(scope, models_body)
 
     async def _list(self, scope: Scope, form: _Form) -> Response:
-        who = await self._authenticate(credential(_credentials(scope["headers"])), _client(scope), self._now())
+        who = await self._authenticate(credential(_credentials(scope["headers"])), _client(scope) or "", self._now())
         if isinstance(who, Deny):
             return _refusal(who, scope)
         snapshot = self._catalogue.snapshot
@@ -154,8 +154,8 @@ class Endpoints:
     async def _blocked(self, scope: Scope) -> Response:
         return _refusal(Deny(Reason.ENDPOINT), scope)
 
-    def _may_scrape(self, address: str) -> bool:
-        if address == "":  # a Unix socket and no proxy: this machine
+    def _may_scrape(self, address: str | None) -> bool:
+        if address is None:  # a Unix socket and no proxy: this machine
             return True
         try:
             peer = ipaddress.ip_address(address)
@@ -213,13 +213,14 @@ def _request_id(scope: Scope) -> str:
     return _field(scope["headers"], b"x-request-id") or ""
 
 
-def _client(scope: Scope) -> str:
-    """The client's address: the last hop of x-forwarded-for, which Envoy appends, else the peer; "" by Unix socket."""
+def _client(scope: Scope) -> str | None:
+    """The client's address: the last hop of x-forwarded-for, which Envoy appends, else the peer; None for a Unix
+    socket without a proxy in front."""
     forwarded = _field(scope["headers"], b"x-forwarded-for")
     if forwarded is not None:
         return forwarded.rpartition(",")[2].strip()
     peer = scope.get("client")
-    return str(peer[0]) if peer else ""
+    return str(peer[0]) if peer else None
 
 
 def _credentials(headers: Fields) -> dict[str, str]:

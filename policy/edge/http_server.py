@@ -27,9 +27,8 @@ KEEP_ALIVE = 2 * 3600  # seconds
 GRACE = 5  # seconds for answers under way at shutdown
 
 
-async def serve(app: Endpoints, listen: str, *, started: asyncio.Event | None = None) -> None:
-    """Serve `app` on `unix:/path` or `host:port` until cancelled; ValueError on another form, OSError if taken."""
-    bound = bind(listen)
+async def serve(app: Endpoints, bound: socket.socket, *, started: asyncio.Event | None = None) -> None:
+    """Serve `app` on a socket of `bind` until cancelled; then no new connection, GRACE for the answers under way."""
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -55,13 +54,14 @@ async def serve(app: Endpoints, listen: str, *, started: asyncio.Event | None = 
         raise
     finally:
         bound.close()
-        if listen.startswith("unix:"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(listen.removeprefix("unix:"))
 
 
 def bind(listen: str) -> socket.socket:
-    """A bound stream socket for `unix:/path` or `host:port` ([::1]:port for IPv6)."""
+    """A bound stream socket for `unix:/path` or `host:port` ([::1]:port for IPv6).
+
+    ValueError on another form, OSError where the address is taken. A Unix socket stays behind at the end, as the next
+    start replaces it: to remove it then could remove a successor's.
+    """
     if listen.startswith("unix:"):
         return _bind_unix(listen.removeprefix("unix:"))
     host, colon, port = listen.rpartition(":")

@@ -15,6 +15,7 @@ import json
 import logging
 import re
 from datetime import UTC, datetime
+from math import isfinite
 
 VALUE_MAX = 2_000  # characters of one field
 TRACEBACK_MAX = 8_000  # characters; the end is kept, where the cause is
@@ -74,7 +75,7 @@ def config(service: str, level: str = "INFO") -> dict[str, object]:
 
 def _clean(value: object) -> object:
     """A JSON value of bounded length: numbers as they are, everything else as redacted text."""
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and isfinite(value)):
         return value
     text = value if isinstance(value, str) else str(value)
     # The first cut bounds the work; the cut that shows comes after redacting, so that it cannot go through a key.

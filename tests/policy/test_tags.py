@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy.rules import tags
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+FIELDS = st.sampled_from(["name", "model", "modified_at", "size", "digest", "details", "capabilities", "remote_host"])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    try:
+        tags.read(body)
+    except ValueError:
+        pass
+
+
+@given(st.lists(JSON | st.dictionaries(FIELDS, JSON), max_size=5))
+def test_whatever_is_read_can_be_written_in_both_forms(entries: list[object]) -> None:
+    found = tags.read(json.dumps({"models": entries}).encode())
+    details = [model.details for model in found]
+    assert json.loads(tags.tags_body(details)) == {"models": details}
+    assert len(json.loads(tags.models_body(details))["data"]) == len(found)
+    assert len({model.canonical for model in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("entry", "created", "owner"),
+    [
+        ({"name": "llama3.1:8b", "modified_at": "2024-08-01T12:00:00.123456789+02:00"}, 1722506400, "library"),
+        ({"name": "nomic-embed-text:latest", "modified_at": "2024-08-01T10:00:00Z"}, 1722506400, "library"),
+        ({"name": "hf.co/org/model:q4", "modified_at": "9999-99-99"}, 0, "org"),
+        ({"name": "someone/model:1b"}, 0, "someone"),
+        ({"name": "old:1b", "modified_at": "0001-01-01T00:00:00Z"}, -62135596800, "library"),
+    ],
+)
+def test_the_openai_list(entry: dict[str, object], created: int, owner: str) -> None:
+    assert json.loads(tags.models_body([entry])) == {
+        "object": "list",
+        "data": [{"id": entry["name"], "object": "model", "created": created, "owned_by": owner}],
+    }
+
+
+def test_an_upstream_without_models() -> None:
+    assert tags.read(b'{"models":null}') == tags.read(b'{"models":[]}') == ()
