@@ -56,12 +56,17 @@ def tool_call(tools: list[Json], turns: list[Turn]) -> Call | None:
     """A call of the first tool, if the last message is the user's and speaks of a tool."""
     if not tools or not turns or turns[-1].role != "user" or "tool" not in turns[-1].text.lower():
         return None
-    tool = plain(tools[0])
+    tool = _mapping(plain(tools[0]))
     # Native and /v1/chat/completions tools nest under "function"; the other dialects do not.
-    function = tool.get("function", tool) if isinstance(tool, dict) else {}
-    schema = function.get("parameters") or function.get("input_schema") or {}
-    wanted = schema.get("required") or list(schema.get("properties") or {})[:1]
+    function = _mapping(tool.get("function", tool))
+    schema = _mapping(function.get("parameters") or function.get("input_schema"))
+    required = schema.get("required")
+    wanted = required if isinstance(required, list) else list(_mapping(schema.get("properties")))[:1]
     return Call(str(function.get("name", "tool")), {str(name): "echo" for name in wanted})
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def number(options: dict[str, object], name: str) -> int | None:

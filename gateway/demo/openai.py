@@ -52,7 +52,7 @@ def _text(content: object, has_calls: bool) -> str:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part["text"], str):
+        if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind != "image_url":
             raise Refused(400, "invalid message format")
