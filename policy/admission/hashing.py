@@ -21,6 +21,7 @@ from argon2.exceptions import VerifyMismatchError
 from policy.admission.turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from policy.admission.turns import Path
@@ -31,7 +32,10 @@ PARAMETERS = Parameters(
     type=Type.ID, version=19, salt_len=16, hash_len=32, time_cost=3, memory_cost=65536, parallelism=4
 )
 AT_ONCE = 2  # argon2 at a time, of `parallelism` threads and 64 MiB each
-ROOM = 256  # who may wait under one lane of the first level: at ten a second, longer than any client would
+# Who may wait in which lane, at about ten a second. Strangers: what Envoy's five seconds allow for, the rest hears "no"
+# at once. Keys that exist: as many as may come at a cold start; who leaves before its turn finds the proof when it asks
+# again. Keys proven before: there are no more of them than of keys.
+ROOMS = {"unknown": 32, "known": 1024, "proven": 65536}
 
 
 class Crowded(Exception):
@@ -48,11 +52,11 @@ class _Job:
 class Hashing:
     """Hashes and verifies; use as a context manager, from one event loop."""
 
-    def __init__(self, *, at_once: int = AT_ONCE, room: int = ROOM) -> None:
+    def __init__(self, *, at_once: int = AT_ONCE, rooms: Mapping[str, int] = ROOMS) -> None:
         self._argon2 = PasswordHasher.from_parameters(PARAMETERS)
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="argon2")
         self._free = at_once
-        self._turns: Turns[_Job] = Turns(room)
+        self._turns: Turns[_Job] = Turns(rooms)
 
     def __enter__(self) -> Hashing:
         return self
@@ -64,13 +68,13 @@ class Hashing:
         """The argon2id hash of `secret` in PHC string form, with a salt of its own."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._argon2.hash, secret)
 
-    async def verify(self, hash: str, secret: bytes, path: Path) -> bool:
-        """Whether `hash` (PHC string form) is of `secret`. `path` is where to wait; Crowded when there is no room.
+    async def verify(self, hash: str, secret: bytes, lane: str, path: Path) -> bool:
+        """Whether `hash` (PHC string form) is of `secret`. `lane` and `path` say where to wait; Crowded: no room there.
 
         A hash that is not one at all, or no memory to compute it in, is an error of argon2, not a "no".
         """
         job = _Job(hash, secret, asyncio.get_running_loop().create_future())
-        turned_away = self._turns.put(path, job)
+        turned_away = self._turns.put(lane, path, job)
         if turned_away is not None and not turned_away.verdict.done():
             turned_away.verdict.set_exception(Crowded())
         self._start_next()

@@ -214,19 +214,21 @@ class Keyring:
         return record
 
     async def _prove(self, key: ApiKey, digest: bytes, record: _Record, address: str) -> _Proof:
-        path: tuple[Hashable, ...]
-        if digest in self._good:  # its proof has aged, yet says: this is no flood
-            path = ("proven", digest)
-        elif record.key is None:
-            path = ("unknown", _origin(address))
-        else:
-            path = ("known", key.prefix, _origin(address))
-        matches = await self._hashing.verify(record.hash, key.reveal().encode(), path)
+        lane, path = self._place(key, digest, record, address)
+        matches = await self._hashing.verify(record.hash, key.reveal().encode(), lane, path)
         proof = _Proof(record.hash, matches, self._clock())
         there, elsewhere = (self._good, self._wrong) if matches else (self._wrong, self._good)
         there.put(digest, proof)
         elsewhere.drop(digest)
         return proof
+
+    def _place(self, key: ApiKey, digest: bytes, record: _Record, address: str) -> tuple[str, tuple[Hashable, ...]]:
+        """Where to wait for argon2 (see `policy.admission.turns`)."""
+        if digest in self._good:  # the proof has aged, yet says: this is no flood
+            return "proven", (digest,)
+        if record.key is None:
+            return "unknown", (_origin(address),)
+        return "known", (key.prefix, _origin(address))
 
     # Following changes.
 

@@ -44,8 +44,15 @@ async def upgrade(url: str) -> bool:
     return True
 
 
+async def _connect(url: str) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # TimeoutError is an OSError
+        raise DatabaseDown(f"{type(error).__name__}: {error}") from error
+
+
 async def _current(url: str) -> str | None:
-    connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+    connection = await _connect(url)
     try:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return None
@@ -57,17 +64,22 @@ async def _current(url: str) -> str | None:
 
 async def _run_missing(url: str) -> None:
     from sqlalchemy import NullPool
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import create_async_engine
 
     # The URL goes to asyncpg as it is: every form it knows works here too, Unix sockets included.
     engine = create_async_engine(
         "postgresql+asyncpg://",
         poolclass=NullPool,
-        async_creator=lambda: asyncpg.connect(url, timeout=_CONNECT_SECONDS),
+        async_creator=lambda: _connect(url),
     )
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_run_alembic)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseDown(f"lost while migrating: {error}") from error
+        raise
     finally:
         await engine.dispose()
 
