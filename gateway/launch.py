@@ -35,6 +35,7 @@ _LISTENERS = {
     "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
     "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor"},
 }
+_PYTHON = (sys.executable, "-P", "-m")  # -P: modules never come from the directory the operator happens to be in
 # What must not reach the services: the client's own key, and what they are told here.
 _NOT_PASSED_ON = ("PADDOCK_KEY", "PADDOCK_DATA_DIR", "PADDOCK_ENVOY")
 
@@ -78,6 +79,7 @@ class Launch:
         self._supervisor: Supervisor | None = None
         self._asked = False
         self._home = Home.open(config.data_dir)
+        self._metrics = fresh_directory(self._home.path / "metrics")
         self.database_url = config.database_url or embedded.postgres_url(self._home)
         self.redis_url = config.redis_url or embedded.redis_url(self._home)
 
@@ -180,7 +182,7 @@ class Launch:
         passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         return passed | {
             "PYTHONUNBUFFERED": "1",
-            "PADDOCK_PEPPER_FILE": str(self._home.pepper),
+            "PROMETHEUS_MULTIPROC_DIR": str(self._metrics),
             **self._config.environment,
             "PADDOCK_DATABASE_URL": self.database_url,
             "PADDOCK_REDIS_URL": self.redis_url,
@@ -198,9 +200,9 @@ class Launch:
         paths = {setting: self._home.socket(f"{listener}-{number}") for setting, listener in listeners.items()}
         return Part(
             name=f"{name}-{number}",
-            argv=(sys.executable, "-m", name),
+            argv=(*_PYTHON, name),
             env={**environment, **{setting: f"unix:{path}" for setting, path in paths.items()}},
-            ready=probe.socket_accepts(*paths.values()),
+            ready=probe.sockets_accept(*paths.values()),
             stage=embedded.SERVICES,
         )
 
@@ -242,6 +244,14 @@ class Launch:
         self._say(f"  {name:<14} {what:<18} {monotonic() - began:5.2f} s")
 
 
+def fresh_directory(path: Path) -> Path:
+    """An empty directory: the workers' metrics of an earlier start are not this one's."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    for old in path.glob("*.db"):
+        old.unlink()
+    return path
+
+
 def shipped_envoy() -> Path:
     """The directory of the shipped envoy.yaml: inside the installed package, or beside it in a source tree."""
     packaged = Path(__file__).parent / "envoy"
@@ -251,7 +261,7 @@ def shipped_envoy() -> Path:
 def _demo(number: int, environment: Mapping[str, str]) -> Part:
     return Part(
         name="demo-upstream",
-        argv=(sys.executable, "-m", "gateway.demo", "--host", "127.0.0.1", "--port", str(number)),
+        argv=(*_PYTHON, "gateway.demo", "--host", "127.0.0.1", "--port", str(number)),
         env=environment,
         ready=probe.port_accepts("127.0.0.1", number),
         stage=embedded.SERVICES,

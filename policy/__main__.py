@@ -35,6 +35,7 @@ from policy.edge.metrics import Metrics
 from policy.edge.readiness import Readiness
 from policy.edge.server import AccessLog, Authorization, handlers
 from policy.rules import logs
+from policy.rules.faults import DatabaseDown
 from policy.rules.requests import Bounds
 from policy.rules.settings import listen_address
 from policy.settings import PolicySettings
@@ -57,6 +58,7 @@ async def serve(settings: PolicySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = settings.database_url.get_secret_value()
+    pages = http_server.bind(listen_address(settings.policy_http_listen))
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         hashing = stack.enter_context(Hashing())
@@ -116,7 +118,7 @@ async def serve(settings: PolicySettings) -> None:
                     ("journal", journal.run()),
                     ("loop watch", metrics.watch_loop()),
                     ("ledger watch", _watch_ledger(ledger, metrics)),
-                    ("http", http_server.serve(endpoints, listen_address(settings.policy_http_listen))),
+                    ("http", http_server.serve(endpoints, pages)),
                 )
             ]
             await _listen(server, listen_address(settings.policy_listen))
@@ -135,7 +137,7 @@ async def _migrate(database: str) -> None:
             if await upgrade(database):
                 log.info("migrated")
             return
-        except ConnectionError as fault:
+        except DatabaseDown as fault:
             log.warning("database not reached; trying again", extra={"fault": str(fault)[:200]})
             await asyncio.sleep(0.5)
 

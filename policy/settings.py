@@ -5,8 +5,6 @@ Each setting is documented by its description; `docs/reference/settings.md` is m
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  # pydantic resolves annotations at run time
-
 from pydantic import Field, SecretStr
 
 from policy.rules.settings import SharedSettings
@@ -35,10 +33,6 @@ class PolicySettings(SharedSettings):
     )
     discovery_interval_seconds: float = Field(
         default=10.0, gt=0, description="How often each upstream is asked which models it has."
-    )
-    pepper_file: Path | None = Field(
-        default=None,
-        description="File with the secret that verified keys are remembered by; without it each process draws its own.",
     )
     retention_days: int = Field(
         default=400, ge=1, description="Audit rows older than this are dropped, a month's partition at a time."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,12 +105,11 @@ class Settling:
             await self._wake.wait()
 
     async def _renew(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             shards: dict[int, list[tuple[str, int]]] = {}
             for exchange, begun in self._open.values():
-                if loop.time() - begun >= RENEW_SECONDS:
+                if time.monotonic() - begun >= RENEW_SECONDS:
                     shard = self._counters.shard_of(exchange.grant.tenant_id, "")
                     shards.setdefault(shard, []).append((exchange.grant.request_id, exchange.produced()))
             for shard, progress in shards.items():

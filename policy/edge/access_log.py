@@ -55,7 +55,7 @@ def _entry(entry: Any) -> Finished | None:
     started = common.start_time
     started_at = held.get("started_at") or started.seconds * 1_000_000 + started.nanos // 1000
     status = response.response_code.value
-    duration = common.time_to_last_downstream_tx_byte
+    duration = common.duration  # set however the exchange ended; the last-byte times are not, where a client left
     first = common.time_to_first_upstream_rx_byte
     address = common.downstream_remote_address.socket_address.address
     reached = bool(common.upstream_remote_address.ListFields())

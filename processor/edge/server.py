@@ -6,8 +6,8 @@ settled once: before the reply to its last piece where it ends well, from `final
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -50,7 +50,7 @@ class ExternalProcessor:
 
     async def process(self, incoming: AsyncIterator[Any], context: Any) -> None:
         """One HTTP exchange."""
-        now = asyncio.get_running_loop().time
+        now = time.monotonic  # uvloop rounds its own clock to milliseconds
         exchange: Exchange | None = None
         done = False  # its settlement is with the settler, one way or the other
         try:

@@ -1,0 +1,19 @@
+"""Fixtures for every test: one shared gateway per worker process, started by the first test that asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import harness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Gateway]:
+    """The shared gateway. A test makes a tenant of its own and kills nothing."""
+    with harness.running(tmp_path_factory.mktemp("gateway") / "data") as running:
+        yield running
