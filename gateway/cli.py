@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _register_up(commands)
+    _register_demo(commands)
     return parser
 
 
@@ -71,6 +72,17 @@ def _register_up(commands: Subparsers) -> None:
     )
     _add_instance_options(up, "~/.local/share/paddock")
     up.set_defaults(run="gateway.up:up")
+
+
+def _register_demo(commands: Subparsers) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="the same with a small demo Ollama, a tenant and a key: to look around",
+        description="Like `paddock up`, with a demo upstream that echoes the prompt word by word. "
+        "Prints a key for this session; the keys of earlier sessions are revoked.",
+    )
+    _add_instance_options(demo, "~/.local/share/paddock-demo")
+    demo.set_defaults(run="gateway.up:demo")
 
 
 def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:

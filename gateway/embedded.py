@@ -107,7 +107,7 @@ def postgres(home: Home) -> Part:
         ),
         env=plain_environment(),
         before=lambda: _forget_stale_postmaster(data / "postmaster.pid"),
-        ready=probe.postmaster_ready(data / "postmaster.pid"),
+        ready=probe.postgres_ready(data / "postmaster.pid", home.run / ".s.PGSQL.5432"),
         stage=STORES,
         advice="If its log speaks of the data, restore the data directory from a backup.",
         stop_signal=signal.SIGINT,  # "fast shutdown": end sessions, write a checkpoint

@@ -65,7 +65,7 @@ class Ready:
 
     running: Running
     supervisor: Supervisor
-    seconds: float
+    began: float  # monotonic
 
 
 class Launch:
@@ -114,7 +114,7 @@ class Launch:
                 self._supervisor = supervisor
                 started = await self._start(supervisor, port)
                 stack.enter_context(running.announced(started, to_user=config.announce))
-                await when_ready(Ready(started, supervisor, monotonic() - self._began))
+                await when_ready(Ready(started, supervisor, self._began))
                 await asyncio.Event().wait()  # until the supervisor raises
 
     async def _look_outside(self) -> None:

@@ -19,18 +19,12 @@ _PATIENCE = 2.0  # seconds for one attempt
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def socket_accepts(*paths: Path) -> Probe:
-    """Every one of these Unix sockets takes connections; each is then readable and writable for its owner alone."""
+def sockets_accept(*paths: Path) -> Probe:
+    """Every one of these Unix sockets takes connections."""
+    probes = [_accepts(path) for path in paths]
 
     async def probe() -> bool:
-        for path in paths:
-            try:
-                _, writer = await asyncio.open_unix_connection(path)
-            except OSError:  # not there yet
-                return False
-            writer.close()
-            path.chmod(0o600)
-        return True
+        return all([await probe() for probe in probes])
 
     return probe
 
@@ -64,15 +58,29 @@ def valkey_answers(path: Path) -> Probe:
     return probe
 
 
-def postmaster_ready(pid_file: Path) -> Probe:
-    """PostgreSQL writes its state into the eighth line of postmaster.pid, as pg_ctl reads it."""
+def postgres_ready(pid_file: Path, path: Path) -> Probe:
+    """It says so in the eighth line of postmaster.pid, as pg_ctl reads it, and this is not a dead one's file: it also
+    accepts connections. The socket alone accepts earlier, while the log is still being recovered."""
+    accepts = _accepts(path)
 
     async def probe() -> bool:
         try:
             lines = pid_file.read_text(encoding="ascii").splitlines()  # noqa: ASYNC240  one block of a local file
         except FileNotFoundError:
             return False
-        return len(lines) >= 8 and lines[7].strip() == "ready"
+        return len(lines) >= 8 and lines[7].strip() == "ready" and await accepts()
+
+    return probe
+
+
+def _accepts(path: Path) -> Probe:
+    async def probe() -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(path)
+        except OSError:  # not there yet
+            return False
+        writer.close()
+        return True
 
     return probe
 

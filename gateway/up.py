@@ -6,9 +6,11 @@ Progress goes to standard error; what a script may want (the ready lines, `expor
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway import running, upstreams
@@ -32,10 +34,21 @@ def up(args: argparse.Namespace) -> int:
         raise Failure(f"--upstream: {error}") from error
 
     async def when_ready(ready: Ready) -> None:
-        print(_ready_line(ready))
-        print("  next        paddock create-tenant NAME --allow-all-models && paddock create-key NAME", flush=True)
+        print("\n".join(_ready_lines(ready)), flush=True)
 
     return _run_until_stopped(_config(args, urls), when_ready)
+
+
+def demo(args: argparse.Namespace) -> int:
+    """The same with the demo upstream, a tenant and a key."""
+
+    async def when_ready(ready: Ready) -> None:
+        from gateway.demo_key import fresh_key  # the database driver is not needed for anything else here
+
+        key = await fresh_key(ready.running.database_url)
+        print("\n".join(_demo_lines(ready, key)), flush=True)
+
+    return _run_until_stopped(_config(args, (), demo=True), when_ready)
 
 
 def _config(args: argparse.Namespace, urls: tuple[str, ...], *, demo: bool = False) -> Config:
@@ -76,12 +89,47 @@ def _run_until_stopped(config: Config, when_ready: Callable[[Ready], Awaitable[N
     return 0
 
 
-def _ready_line(ready: Ready) -> str:
-    return (
-        f"ready in {ready.seconds:.1f} s: {ready.running.url}\n"
-        f"  logs        {ready.supervisor.log('*')}\n"
-        "  stop        Ctrl-C"
-    )
+def _ready_lines(ready: Ready) -> list[str]:
+    return [
+        f"ready in {monotonic() - ready.began:.1f} s: {ready.running.url}",
+        "",
+        "In another terminal, a tenant and a key (shown once):",
+        f"  {_command()} create-tenant acme --allow-all-models",
+        f"  {_command()} create-key acme",
+        *_where_to_look(ready),
+    ]
+
+
+def _demo_lines(ready: Ready, key: str) -> list[str]:
+    url = ready.running.url
+    chat = {"model": "llama3.1:8b", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+    return [
+        f"ready in {monotonic() - ready.began:.1f} s: {url}",
+        "",
+        "In another terminal, this session's key and a streamed answer:",
+        "",
+        f"export PADDOCK_KEY={key}",
+        f"curl -N {url}/api/chat -H \"Authorization: Bearer $PADDOCK_KEY\" -d '{json.dumps(chat)}'",
+        "",
+        f'  models      curl -H "Authorization: Bearer $PADDOCK_KEY" {url}/api/tags',
+        f"  OpenAI      base URL {url}/v1, the same key",
+        f"  tenants     {_command()} list-tenants, list-keys, create-key demo",
+        *_where_to_look(ready),
+    ]
+
+
+def _where_to_look(ready: Ready) -> list[str]:
+    return [
+        f"  health      curl {ready.running.url}/readyz",
+        f"  logs        {ready.supervisor.log('*')}",
+        "  stop        Ctrl-C",
+    ]
+
+
+def _command() -> str:
+    """How this command was called, so that the lines shown can be copied."""
+    called = sys.argv[0]
+    return called if os.path.basename(called) == "paddock" else "paddock"
 
 
 def say(line: str) -> None:

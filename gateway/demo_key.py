@@ -1,0 +1,35 @@
+"""The demo's tenant and key.
+
+A key can be shown only when it is made, so each start of the demo makes one and revokes those of the starts before.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from policy.admission.admin import Admin
+from policy.rules.tenants import Key, Tenant
+from policy.stores.migrate import upgrade
+from policy.stores.postgres import Postgres
+from policy.stores.registry import Registries
+
+TENANT = "demo"
+LABEL = "demo"
+
+
+async def fresh_key(database_url: str) -> str:
+    """A new key of the tenant `demo`, which may use every model. The only copy of it."""
+    await upgrade(database_url)  # policy does the same in its own time; whoever comes second finds it done
+    async with Postgres.open(database_url, connections=1) as postgres:
+        admin = Admin(Registries(postgres).open)
+        if all(tenant.name != TENANT for tenant, _ in await admin.list_tenants()):
+            await admin.create_tenant(Tenant(id=0, name=TENANT, allow_all_models=True))
+        now = datetime.now(UTC)
+        for key in await admin.list_keys(TENANT):
+            if key.label == LABEL and key.usable_at(now):
+                await admin.revoke_key(key.prefix, now)
+        minted = await admin.create_key(TENANT, Key(id=0, prefix="", hash="", tenant=_ANY, label=LABEL))
+        return minted.secret.reveal()
+
+
+_ANY = Tenant(id=0, name=TENANT)  # create_key looks the tenant up by its name
