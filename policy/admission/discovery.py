@@ -93,8 +93,10 @@ class Discovery:
         observe: Callable[[UpstreamState], None] = _unobserved,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`urls`: base URLs (ValueError on a bad one); times in seconds; `observe` is told of every poll's outcome."""
-        self._upstreams = tuple(Upstream.parse(url) for url in urls)
+        """`urls`: base URLs (ValueError on a bad one, and on none); times in seconds; `observe` hears of every poll."""
+        self._upstreams = tuple({upstream.id: upstream for upstream in map(Upstream.parse, urls)}.values())
+        if not self._upstreams:
+            raise ValueError("no upstream is configured")
         self._interval = interval
         self._stale_after = stale_after
         self._observe = observe
@@ -111,6 +113,11 @@ class Discovery:
     def models(self) -> Mapping[str, Discovered]:
         """What is installed now, by canonical name."""
         return self.snapshot.models
+
+    @property
+    def reachable(self) -> bool:
+        """Whether any upstream answered when it was last asked: while none does, "no such model" would be a lie."""
+        return self.snapshot.reachable
 
     async def run(self) -> None:
         """Poll until cancelled."""

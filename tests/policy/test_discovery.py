@@ -39,6 +39,7 @@ class Ollama:
         self.asked = 0
         self.hold: asyncio.Event | None = None  # answer only once it is set
         self._server: asyncio.Server | None = None
+        self._answering: set[asyncio.Task[object]] = set()
         self.port = 0
 
     @property
@@ -57,18 +58,26 @@ class Ollama:
         assert self._server is not None
         self._server.close()
         await self._server.wait_closed()
+        await asyncio.gather(*self._answering)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            request = await reader.readuntil(b"\r\n\r\n")
-            assert request.startswith(b"GET /api/tags HTTP/1.1\r\n")
-            self.asked += 1
-            if self.hold is not None:
-                await self.hold.wait()
-            writer.write(self.says)
-            await writer.drain()
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                request = await reader.readuntil(b"\r\n\r\n")
+                assert request.startswith(b"GET /api/tags HTTP/1.1\r\n")
+                self.asked += 1
+                if self.hold is not None:
+                    await self.hold.wait()
+                writer.write(self.says)
+                await writer.drain()
+        finally:
             writer.close()
-            await writer.wait_closed()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self._answering.discard(task)
 
 
 @contextlib.asynccontextmanager
@@ -378,6 +387,20 @@ def test_upstream_urls_that_are_refused_without_repeating_them(url: str) -> None
     with pytest.raises(ValueError) as refused:
         Upstream.parse(url)
     assert "hunter2" not in str(refused.value)
+
+
+def test_no_upstream_is_refused_and_one_named_twice_is_one() -> None:
+    with pytest.raises(ValueError, match="no upstream"):
+        Discovery(())
+
+    async def scenario() -> None:
+        async with ollama(http(listing(LLAMA))) as gpu, discovering(gpu, gpu) as discovery:
+            snapshot = await discovery.first()
+            assert list(snapshot.upstreams) == [gpu.id]
+            assert discovery.reachable
+            assert gpu.asked == 1
+
+    played(scenario)
 
 
 @pytest.fixture(autouse=True)
