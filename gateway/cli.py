@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway import admin
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _register_up(commands)
     _register_demo(commands)
+    admin.register(commands)
     return parser
 
 

@@ -163,7 +163,7 @@ class Gateway:
         return redis.Redis.from_url(self.instance.running.redis_url.replace("redis+unix", "unix"))
 
     def audit(self, request_id: str, *, patience: float = 10.0) -> dict[str, Any]:
-        """The one audit row of a request, once Envoy's log of it has arrived (and, where it was metered, its tokens)."""
+        """The one audit row of a request, once Envoy's log of it is in it (and, where it was metered, its tokens)."""
 
         def row() -> dict[str, Any] | None:
             rows = self.sql("SELECT * FROM audit WHERE request_id = $1", request_id)
@@ -181,8 +181,16 @@ class Gateway:
 
 
 METERED = frozenset(
-    ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings")
-    + ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+    f"/{path}"
+    for path in (
+        "api/chat",
+        "api/generate",
+        "api/embed",
+        "api/embeddings",
+        "v1/chat/completions",
+        "v1/completions",
+        "v1/embeddings",
+    )
 )
 
 
