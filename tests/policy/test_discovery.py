@@ -262,22 +262,6 @@ def test_an_upstream_that_never_ends_is_given_up_and_delays_nobody(monkeypatch: 
     played(scenario)
 
 
-def test_odd_entries_are_left_out_and_the_rest_is_kept() -> None:
-    odd = [None, 7, {}, {"name": 5}, {"name": "../../etc"}, {"name": "x" * 5000}, {"name": "ok", "size": "huge"}]
-    secret = {**MISTRAL, "remote_host": "https://ollama.com:443", "remote_model": "m", "api_key": "s3cret"}
-    read = tags.read(listing(*odd, LLAMA, secret, {**LLAMA, "size": 1}))
-    assert [(model.canonical, dict(model.details)) for model in read] == [
-        ("ok:latest", {"name": "ok"}),
-        ("llama3.1:8b", LLAMA),
-        ("mistral:7b", MISTRAL),
-    ]
-
-
-def test_thousands_of_models_are_bounded() -> None:
-    read = tags.read(listing(*({"name": f"m{number}"} for number in range(5000))))
-    assert len(read) == tags.MODELS_MAX
-
-
 def test_a_model_pulled_a_moment_ago_is_found_without_waiting_for_the_interval() -> None:
     async def scenario() -> None:
         clock = Clock()
