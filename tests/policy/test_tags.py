@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.rules import tags
@@ -23,6 +23,7 @@ def listing(*entries: object) -> bytes:
     return json.dumps({"models": entries}).encode()
 
 
+@settings(deadline=None)  # a busy machine is no fault of the reader
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     try:
@@ -31,6 +32,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         pass
 
 
+@settings(deadline=None)  # a busy machine is no fault of the reader
 @given(st.lists(JSON | st.dictionaries(FIELDS, JSON), max_size=5))
 def test_whatever_is_read_can_be_written_in_both_forms(entries: list[object]) -> None:
     found = tags.read(listing(*entries))
