@@ -23,6 +23,8 @@ from gateway.failure import Failure
 from gateway.part import Part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.home import Home
     from gateway.part import Probe
 
@@ -60,37 +62,54 @@ def plain_environment() -> dict[str, str]:
 
 
 def postgres_setup(home: Home) -> Part | None:
-    """Creates the database cluster; None when there is one. It appears complete or not at all."""
-    data, fresh = home.path / "postgres", home.path / "postgres.new"
-    if data.exists():
+    """Creates the database cluster; None when there is one.
+
+    It does not wait for the disk: `postgres_sync` does, while the rest starts. Until `postgres_is_set_up` was called
+    the cluster counts as half made, and the next start makes it anew.
+    """
+    data, unfinished = home.path / "postgres", _unfinished(home)
+    if data.exists() and not unfinished.exists():
         return None
 
     def clear() -> None:
-        shutil.rmtree(fresh, ignore_errors=True)  # of a first start that was interrupted
-        fresh.mkdir(mode=0o700)
-        account = unprivileged_account(fresh)
+        unfinished.touch(mode=0o600)
+        _sync_directory(home.path)
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir(mode=0o700)
+        account = unprivileged_account(data)
         if account is not None:
-            os.chown(fresh, account.pw_uid, account.pw_gid)
+            os.chown(data, account.pw_uid, account.pw_gid)
 
-    options = ("--auth-local=trust", "--auth-host=reject", "--username=paddock", "--encoding=UTF8", "--no-instructions")
-    locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")  # the same on every machine
-    return Part(
-        name="postgres-setup",
-        argv=(str(_postgres_program("initdb")), "-D", str(fresh), *options, *locale),
-        env=plain_environment(),
-        before=clear,
-        ready=_never,
-        stage=STORES,
-        data=fresh,
-    )
+    access = ("--auth-local=trust", "--auth-host=reject", "--username=paddock")
+    locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    return _initdb("postgres-setup", data, clear, *access, *locale, "--no-instructions", "--no-sync")
 
 
-def postgres_set_up(home: Home) -> None:
-    """After `postgres_setup` has ended well."""
-    (home.path / "postgres.new").rename(home.path / "postgres")
-    directory = os.open(home.path, os.O_RDONLY)
+def postgres_sync(home: Home) -> Part:
+    """Writes the new cluster to the disk; PostgreSQL may already run on it."""
+    return _initdb("postgres-sync", home.path / "postgres", lambda: None, "--sync-only")
+
+
+def postgres_is_set_up(home: Home) -> None:
+    """To be called when setup and sync have ended well."""
+    _unfinished(home).unlink()
+    _sync_directory(home.path)
+
+
+def _initdb(name: str, data: Path, before: Callable[[], None], *options: str) -> Part:
+    argv = (str(_postgres_program("initdb")), "-D", str(data), *options)
+    return Part(name, argv, _never, STORES, plain_environment(), before, data=data)
+
+
+def _unfinished(home: Home) -> Path:
+    return home.path / "postgres.unfinished"
+
+
+def _sync_directory(path: Path) -> None:
+    """Names in it survive a power failure from here on."""
+    directory = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)  # or a power failure could bring the old name back, and the next start would clear it away
+        os.fsync(directory)
     finally:
         os.close(directory)
 

@@ -170,13 +170,18 @@ class Launch:
                 await supervisor.ready(part.name)
 
     async def _postgres(self, supervisor: Supervisor) -> None:
-        setup = embedded.postgres_setup(self._home)
+        home = self._home
+        setup = embedded.postgres_setup(home)
         if setup is not None:
-            with self._step("postgres", "new database made"):
+            with self._step("postgres", "new database"):
                 await supervisor.run(setup)
-                embedded.postgres_set_up(self._home)
-        with self._step("postgres"):
-            await supervisor.start(embedded.postgres(self._home))
+        async with asyncio.TaskGroup() as group:
+            if setup is not None:
+                group.create_task(supervisor.run(embedded.postgres_sync(home)))
+            with self._step("postgres"):
+                await supervisor.start(embedded.postgres(home))
+        if setup is not None:
+            embedded.postgres_is_set_up(home)
 
     def _environment(self, urls: tuple[str, ...]) -> dict[str, str]:
         passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}

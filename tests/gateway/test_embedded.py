@@ -32,8 +32,10 @@ def run(home: Home, body: Callable[[Supervisor], Awaitable[None]]) -> None:
 async def start_postgres(supervisor: Supervisor, home: Home) -> asyncpg.Connection:
     if setup := embedded.postgres_setup(home):
         await supervisor.run(setup)
-        embedded.postgres_set_up(home)
     await supervisor.start(embedded.postgres(home))
+    if setup:
+        await supervisor.run(embedded.postgres_sync(home))
+        embedded.postgres_is_set_up(home)
     return await asyncpg.connect(embedded.postgres_url(home))
 
 
@@ -96,15 +98,19 @@ def test_postgres_under_root_runs_as_someone_else_in_a_directory_closed_to_other
 
 def test_an_interrupted_first_start_is_begun_anew(tmp_path: Path) -> None:
     home = Home.open(tmp_path / "data")
-    half = home.path / "postgres.new"
-    half.mkdir()
-    (half / "PG_VERSION").write_text("18\n")
 
-    async def body(supervisor: Supervisor) -> None:
+    async def interrupted(supervisor: Supervisor) -> None:
+        setup = embedded.postgres_setup(home)
+        assert setup is not None
+        await supervisor.run(setup)
+        (home.path / "postgres" / "PG_VERSION").write_text("half")
+
+    async def again(supervisor: Supervisor) -> None:
         await (await start_postgres(supervisor, home)).close()
 
-    run(home, body)
-    assert not half.exists()
+    run(home, interrupted)
+    run(home, again)
+    assert embedded.postgres_setup(home) is None
 
 
 def test_a_pid_file_whose_number_is_another_program_now_is_forgotten(tmp_path: Path) -> None:
