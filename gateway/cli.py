@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import admin
+from gateway import admin
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _register_up(commands)
     _register_demo(commands)
+    admin.register(commands)
     admin.register(commands)
     return parser
 
