@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import admin
-from gateway import admin
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _register_up(commands)
     _register_demo(commands)
-    admin.register(commands)
     admin.register(commands)
     return parser
 
