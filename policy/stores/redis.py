@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SHARDS = 64  # a fixed number: it is part of the key names
 LEASE_MS = 15_000  # how long a reservation stands without a sign of life from its processor
-REFUSALS_KEPT = 60  # per client address and minute, each with a row of its own; the rest in one row
+REFUSALS_KEPT = 300  # per client address and minute, each with a row of its own; the rest in one row
 _NO_LIMITS = (-1,) * 6
 
 

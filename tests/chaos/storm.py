@@ -28,7 +28,8 @@ from tests import harness
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PARTS = ("policy-0", "policy-1", "processor-0", "processor-1", "envoy", "valkey", "postgres")
+PARTS = {"policy-0": 3, "policy-1": 3, "processor-0": 3, "processor-1": 3, "envoy": 2, "valkey": 1, "postgres": 1}
+KINDS = {"chat": 4, "generate": 3, "openai": 4, "completion": 2, "embed": 2, "forbidden": 1, "malformed": 1}
 TOKEN_MS = 20
 # What a lost processor knew of a stream is at most one renewal old, and what was on its way to the client is not known
 # to anybody: so many tokens an estimate may be off at this pace.
@@ -71,8 +72,8 @@ class Storm:
             killer.join()
 
     def _kill(self, random_: random.Random, stop: threading.Event) -> None:
-        while not stop.wait(random_.uniform(0.5, 2.0)):
-            part = random_.choice(PARTS)
+        while not stop.wait(random_.uniform(0.5, 2.5)):
+            (part,) = random_.choices(tuple(PARTS), tuple(PARTS.values()))
             if part in self.gateway.instance.pids():
                 self.killed.append((time.time(), part))
                 with contextlib.suppress(KeyError, ProcessLookupError):  # it died of another part's death just now
@@ -110,7 +111,9 @@ class Storm:
                         return
                 sent.whole = True
         except httpx.HTTPError:
-            await asyncio.sleep(0.05)
+            pass
+        if not sent.whole or sent.status >= 400:
+            await asyncio.sleep(0.1)  # as a client does that was told to come back
 
     @staticmethod
     def _draw(random_: random.Random) -> tuple[str, str, dict[str, Any]]:
@@ -119,17 +122,17 @@ class Storm:
         message = [{"role": "user", "content": text}]
         model = random_.choice(("llama3.1:8b", "mistral:7b"))
         stream = random_.random() < 0.7
-        return random_.choice(
-            (
-                ("chat", "/api/chat", {"model": model, "messages": message, "stream": stream}),
-                ("generate", "/api/generate", {"model": model, "prompt": text, "stream": stream}),
-                ("openai", "/v1/chat/completions", {"model": model, "messages": message, "stream": stream}),
-                ("completion", "/v1/completions", {"model": model, "prompt": text, "stream": stream}),
-                ("embed", "/api/embed", {"model": "nomic-embed-text", "input": [words, words]}),
-                ("forbidden", "/api/chat", {"model": "not-there", "messages": message}),
-                ("malformed", "/api/chat", {"model": model, "messages": "none"}),
-            )
-        )
+        bodies: dict[str, tuple[str, dict[str, Any]]] = {
+            "chat": ("/api/chat", {"model": model, "messages": message, "stream": stream}),
+            "generate": ("/api/generate", {"model": model, "prompt": text, "stream": stream}),
+            "openai": ("/v1/chat/completions", {"model": model, "messages": message, "stream": stream}),
+            "completion": ("/v1/completions", {"model": model, "prompt": text, "stream": stream}),
+            "embed": ("/api/embed", {"model": "nomic-embed-text", "input": [words, words]}),
+            "forbidden": ("/api/chat", {"model": "not-there", "messages": message}),
+            "malformed": ("/api/chat", {"model": model, "messages": "none"}),
+        }
+        (kind,) = random_.choices(tuple(KINDS), tuple(KINDS.values()))
+        return kind, *bodies[kind]
 
 
 @dataclass
