@@ -69,6 +69,7 @@ def _register_up(commands: Subparsers) -> None:
     up.add_argument(
         "--upstream",
         action="append",
+        type=_upstream,
         metavar="URL",
         help="an Ollama; repeat it for more (default: PADDOCK_UPSTREAMS, else http://127.0.0.1:11434)",
     )
@@ -108,6 +109,15 @@ def _port(text: str) -> int:
 
 def _workers(text: str) -> int:
     return _number(text, 1, 64)
+
+
+def _upstream(text: str) -> str:
+    from gateway import upstreams  # imports what talks to it, which help does not need
+
+    try:
+        return upstreams.normal(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _number(text: str, low: int, high: int) -> int:

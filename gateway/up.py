@@ -31,7 +31,7 @@ def up(args: argparse.Namespace) -> int:
     try:
         urls = tuple(dict.fromkeys(upstreams.normal(url) for url in named if url.strip()))
     except ValueError as error:
-        raise Failure(f"--upstream: {error}") from error
+        raise Failure(f"PADDOCK_UPSTREAMS: {error}") from error
 
     async def when_ready(ready: Ready) -> None:
         print("\n".join(_ready_lines(ready)), flush=True)
