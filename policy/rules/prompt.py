@@ -59,6 +59,10 @@ class Prompt:
         for message in listed:
             if type(message) is not dict:
                 raise NotAcceptable("messages is to be a list of objects")
+            content = message.get("content")
+            if len(message) == 2 and type(content) is str and type(message.get("role")) is str:
+                self.text(content)  # nothing but these two: most messages
+                continue
             check_message(message)
             if type(message.get("role")) is not str:
                 raise NotAcceptable("a message is to have a role, which is a string")
