@@ -33,6 +33,7 @@ class Pass:
     buffer_request: bool = False  # hand over the whole request body
     watch_response: bool = False  # hand over the response's headers, its body as `body_mode` says
     body_mode: str = ""  # in a response_headers verdict: "stream", "buffer" or "" for none
+    replace: bool = False  # in a response_headers verdict: `body` stands for whatever body would have come
     ended: bool = False  # nothing more of this exchange will come: settle now
 
 
@@ -81,8 +82,7 @@ class Exchange:
         self.status = int(headers.get(":status", "0") or 0)
         if self.status >= 400 or self.status < 200:
             self._failed = True
-            status, kind, message = clean_status(self.status)
-            return self._error(status, kind, message)
+            return self._replaced(*clean_status(self.status), replace=True)
         if end:
             return Pass(ended=True)
         if self.grant.duty is Duty.SHOW:
@@ -105,7 +105,7 @@ class Exchange:
                 clean = (sanitize if self.grant.endpoint == "/api/show" else sanitize_model)(chunk)
             except ValueError:
                 self._failed = True
-                return self._error(502, "bad_gateway", "upstream unavailable")
+                return self._replaced(502, "bad_gateway", "upstream unavailable")
             return Pass(body=clean, set_headers=(("content-length", str(len(clean))),), ended=True)
         if self.first_byte is None and chunk:
             self.first_byte = now
@@ -140,9 +140,18 @@ class Exchange:
         facts["outcome"] = "upstream_error" if usage.failed else outcome
         return Settlement(usage.prompt_tokens, usage.completion_tokens, exact=usage.exact, event=facts)
 
-    def _error(self, status: int, kind: str, message: str) -> Answer:
-        headers = [("content-type", "application/json")]
-        if status == 503:
-            headers.append(("retry-after", "1"))
+    def _replaced(self, status: int, kind: str, message: str, *, replace: bool = False) -> Pass:
+        """An error in place of what the upstream answered. It stays a response of the filter chain, and so keeps the
+        headers that policy added; an answer of our own at this point would not."""
         body = error_body(status, kind, message, self.grant.request_id)
-        return Answer(status, body, tuple(headers), details="paddock_upstream_error")
+        headers = (*_error_headers(status), ("content-length", str(len(body))), (":status", str(status)))
+        return Pass(headers, ("content-encoding", "transfer-encoding"), body, replace=replace, ended=True)
+
+    def _error(self, status: int, kind: str, message: str) -> Answer:
+        body = error_body(status, kind, message, self.grant.request_id)
+        return Answer(status, body, _error_headers(status), details="paddock_upstream_error")
+
+
+def _error_headers(status: int) -> tuple[tuple[str, str], ...]:
+    retry = (("retry-after", "1"),) if status == 503 else ()
+    return (("content-type", "application/json"), *retry)

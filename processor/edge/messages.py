@@ -86,6 +86,8 @@ def _common(name: str, verdict: Pass) -> Any:
     common.header_mutation.remove_headers.extend(verdict.remove_headers)
     if verdict.body is not None:
         common.body_mutation.body = verdict.body
+    if verdict.replace:
+        common.status = external_processor_pb2.CommonResponse.CONTINUE_AND_REPLACE
     part.SetInParent()
     if name == "request_headers":
         mode = response.mode_override
