@@ -143,9 +143,12 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture
-def database(postgresql: PostgreSQL) -> str:
+def database(postgresql: PostgreSQL) -> Iterator[str]:
     """The URL of a database of this test's own, with our schema."""
-    return postgresql.new_database(_TEMPLATE)
+    url = postgresql.new_database(_TEMPLATE)
+    yield url
+    name = url.removeprefix("postgresql://paddock@/").partition("?")[0]
+    postgresql.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

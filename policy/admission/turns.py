@@ -87,7 +87,7 @@ class _Lane(Generic[T]):
         self.waiting -= 1
         if not self._lanes:
             return self._queue.pop()
-        name, lane = max(self._lanes.items(), key=lambda item: item[1].waiting)
+        name, lane = max(reversed(self._lanes.items()), key=lambda item: item[1].waiting)  # of equals the latest
         item = lane._drop()
         if not lane.waiting:
             del self._lanes[name]

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from policy.stores.postgres import Postgres
 
 _TENANTS = f"{SELECT_TENANT} FROM tenant t ORDER BY t.name"
-_TENANT = f"{SELECT_TENANT} FROM tenant t WHERE lower(t.name) = lower($1) FOR UPDATE OF t"
+_TENANT = f"{SELECT_TENANT} FROM tenant t WHERE t.id = $1"
 _KEYS = f"{SELECT_KEY} WHERE $1::bigint IS NULL OR t.id = $1 ORDER BY k.id"
-_KEY = f"{SELECT_KEY} WHERE k.prefix = $1 FOR UPDATE OF k"
+_KEY = f"{SELECT_KEY} WHERE k.id = $1"
+# Lock first, read after: one statement that did both would wait for the lock and then read the models as they were
+# before it waited.
+_LOCK_TENANT = "SELECT id FROM tenant WHERE lower(name) = lower($1) FOR UPDATE"
+_LOCK_KEY = "SELECT id FROM api_key WHERE prefix = $1 FOR UPDATE"
 _ADD_TENANT = """
     INSERT INTO tenant (name, disabled, allow_all_models, max_tokens,
         rpm, tpm, concurrency, budget_day, budget_month, budget_total)
@@ -79,7 +83,8 @@ class Registry:
 
     async def tenant(self, name: str) -> Tenant | None:
         """The tenant of this name in whatever case, locked."""
-        row = await self._connection.fetchrow(_TENANT, name)
+        tenant_id = await self._connection.fetchval(_LOCK_TENANT, name)
+        row = await self._connection.fetchrow(_TENANT, tenant_id)
         return None if row is None else tenant_of(row)
 
     async def keys(self, tenant_id: int | None = None) -> list[Key]:
@@ -88,7 +93,8 @@ class Registry:
 
     async def key(self, prefix: str) -> Key | None:
         """The key with this prefix, locked; its tenant is not."""
-        row = await self._connection.fetchrow(_KEY, prefix)
+        key_id = await self._connection.fetchval(_LOCK_KEY, prefix)
+        row = await self._connection.fetchrow(_KEY, key_id)
         return None if row is None else key_of(row)
 
     async def add_tenant(self, tenant: Tenant) -> int | None:
