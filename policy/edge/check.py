@@ -77,14 +77,7 @@ def _denied(deny: Deny, request: Request) -> Any:
     denied = response.denied_response
     denied.status.code = http_status_pb2.StatusCode.Value(http_status_pb2.StatusCode.Name(deny.status))
     denied.body = deny.body(request.request_id).decode()
-    headers: list[tuple[str, str]] = [("content-type", "application/json"), *deny.headers]
-    if deny.retry_after is not None:
-        headers.append(("retry-after", str(deny.retry_after)))
-    elif deny.status == 503:
-        headers.append(("retry-after", "1"))
-    elif deny.status == 401:
-        headers.append(("www-authenticate", "Bearer"))
-    _set(denied.headers, headers)
+    _set(denied.headers, (("content-type", "application/json"), *deny.answer_headers))
     metadata = response.dynamic_metadata.fields
     for name, value in (
         ("reason", deny.reason.value),

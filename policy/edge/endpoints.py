@@ -189,13 +189,7 @@ class _Lists:
 
 
 def _refusal(deny: Deny, scope: Scope) -> Response:
-    headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in deny.headers)
-    if deny.retry_after is not None:
-        headers += ((b"retry-after", b"%d" % deny.retry_after),)
-    elif deny.status == 503:
-        headers += ((b"retry-after", b"1"),)
-    elif deny.status == 401:
-        headers += ((b"www-authenticate", b"Bearer"),)
+    headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in deny.answer_headers)
     return Response(deny.status, deny.body(_request_id(scope)), headers=headers)
 
 

@@ -91,6 +91,17 @@ class Deny:
     def status(self) -> int:
         return _ANSWERS[self.reason][0]
 
+    @property
+    def answer_headers(self) -> tuple[tuple[str, str], ...]:
+        """All header fields of the answer but its type: `headers`, and what HTTP asks for beside this status."""
+        if self.retry_after is not None:
+            return (*self.headers, ("retry-after", str(self.retry_after)))
+        if self.status == 503:
+            return (*self.headers, ("retry-after", "1"))
+        if self.status == 401:  # RFC 9110, section 11.6.1: a 401 names the scheme
+            return (*self.headers, ("www-authenticate", "Bearer"))
+        return self.headers
+
     def body(self, request_id: str, *, detail: bool = False) -> bytes:
         """The JSON error body; `detail` adds the top-level string that encrypted-envelope clients read."""
         status, kind, default = _ANSWERS[self.reason]
