@@ -90,6 +90,9 @@ def _entry(entry: object) -> Installed | None:
     name = kept.get("name") or kept.get("model")
     if not isinstance(name, str):
         return None
+    details = kept.get("details")
+    if isinstance(details, dict) and "parent_model" in details:
+        kept["details"] = {**details, "parent_model": ""}  # it may name a model that is not this key's
     try:
         return Installed(canonical(name), name, {"name": name, **kept})
     except ValueError:  # a name that no request could spell

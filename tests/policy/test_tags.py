@@ -42,6 +42,13 @@ def test_whatever_is_read_can_be_written_in_both_forms(entries: list[object]) ->
     assert len({model.canonical for model in found}) == len(found)
 
 
+def test_the_model_that_another_was_made_from_is_not_named() -> None:
+    derived = {**MISTRAL, "details": {"parent_model": "secret:7b", "family": "llama", "families": ["llama"]}}
+    found = tags.read(listing(derived, LLAMA))
+    assert found[0].details["details"] == {"parent_model": "", "family": "llama", "families": ["llama"]}
+    assert found[1].details["details"] == {"family": "llama"}
+
+
 @pytest.mark.parametrize(
     ("entry", "created", "owner"),
     [
