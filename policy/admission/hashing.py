@@ -13,7 +13,7 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from argon2 import Parameters, PasswordHasher, Type
 from argon2.exceptions import VerifyMismatchError
@@ -58,7 +58,7 @@ class Hashing:
         self._free = at_once
         self._turns: Turns[_Job] = Turns(rooms)
 
-    def __enter__(self) -> Hashing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
