@@ -50,6 +50,9 @@ class Models(Protocol):
     @property
     def models(self) -> Mapping[str, Installed]: ...
 
+    @property
+    def reachable(self) -> bool: ...
+
     def refresh_soon(self) -> None: ...
 
     def upstream_for(self, model: str) -> str: ...
@@ -119,6 +122,10 @@ class Evaluator:
         """Everything that depends on what is asked, wherever the asking body came from: model, caps, cost."""
         key = plan.key
         plan = replace(plan, model=ask.model)
+        if not self.models.models and not self.models.reachable:
+            # Nothing is known because nothing answers: said before permissions are looked at, so of every model alike.
+            self.models.refresh_soon()
+            return await self._refuse(plan, Reason.UPSTREAM)
         installed = self.models.models.get(ask.model)
         if installed is None or not key.may_use(ask.model):
             if installed is None:
