@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("policy")
 
 GRACE_SECONDS = 5.0
+FIRST_LOOK_SECONDS = 2.0  # how long the first request may wait for what the upstreams have
 
 
 async def serve(settings: PolicySettings) -> None:
@@ -94,6 +95,7 @@ async def serve(settings: PolicySettings) -> None:
             authenticate=keyring.authenticate,
             readiness=Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check}),
             exposition=metrics.exposition,
+            metrics_from=(network.strip() for network in settings.metrics_from.split(",") if network.strip()),
         )
         server = grpc.aio.server(
             options=[
@@ -121,6 +123,9 @@ async def serve(settings: PolicySettings) -> None:
                     ("http", http_server.serve(endpoints, pages)),
                 )
             ]
+            with contextlib.suppress(TimeoutError):  # an upstream that hangs must not keep the rest waiting
+                async with asyncio.timeout(FIRST_LOOK_SECONDS):
+                    await discovery.first()
             await _listen(server, listen_address(settings.policy_listen))
             log.info("serving", extra={"listen": settings.policy_listen, "http": settings.policy_http_listen})
             await stop.wait()

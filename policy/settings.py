@@ -23,6 +23,11 @@ class PolicySettings(SharedSettings):
     policy_http_listen: str = Field(
         default="127.0.0.1:9002", description="Where health, models, version and metrics are answered."
     )
+    metrics_from: str = Field(
+        default="127.0.0.0/8,::1/128",
+        description="Networks that may read /metrics from policy's own HTTP port, separated by commas. "
+        "Through Envoy it is loopback alone, whatever stands here.",
+    )
     upstreams: str = Field(
         default="http://127.0.0.1:11434", description="Base URLs of the Ollama machines, separated by commas."
     )

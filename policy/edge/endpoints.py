@@ -146,7 +146,7 @@ class Endpoints:
         return Response(*await self._readiness.answer())
 
     async def _metrics(self, scope: Scope) -> Response:
-        if not self._may_scrape(_client(scope)):
+        if not self._may_scrape(scope):
             return await self._blocked(scope)
         async with self._scraping:  # one at a time: it is the one answer here that costs milliseconds
             return Response(200, await asyncio.to_thread(self._exposition), b"text/plain; version=0.0.4; charset=utf-8")
@@ -154,15 +154,23 @@ class Endpoints:
     async def _blocked(self, scope: Scope) -> Response:
         return _refusal(Deny(Reason.ENDPOINT), scope)
 
-    def _may_scrape(self, address: str | None) -> bool:
-        if address is None:  # a Unix socket and no proxy: this machine
-            return True
+    def _may_scrape(self, scope: Scope) -> bool:
+        """Both the peer and, behind a proxy, the client must be in a network that may: who connects without a proxy
+        can write into x-forwarded-for whatever it likes. The peer of a Unix socket is this machine."""
+        peer = scope.get("client")
+        addresses = [str(peer[0])] if peer else []
+        forwarded = _forwarded_for(scope)
+        if forwarded is not None:
+            addresses.append(forwarded)
+        return all(self._is_scraper(address) for address in addresses)
+
+    def _is_scraper(self, address: str) -> bool:
         try:
-            peer = ipaddress.ip_address(address)
+            ip = ipaddress.ip_address(address)
         except ValueError:
             return False
-        peer = getattr(peer, "ipv4_mapped", None) or peer
-        return any(peer in network for network in self._metrics_from)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return any(ip in network for network in self._metrics_from)
 
 
 _Form = Callable[[Iterable[Mapping[str, object]]], bytes]
@@ -210,11 +218,17 @@ def _request_id(scope: Scope) -> str:
 def _client(scope: Scope) -> str | None:
     """The client's address: the last hop of x-forwarded-for, which Envoy appends, else the peer; None for a Unix
     socket without a proxy in front."""
-    forwarded = _field(scope["headers"], b"x-forwarded-for")
+    forwarded = _forwarded_for(scope)
     if forwarded is not None:
-        return forwarded.rpartition(",")[2].strip()
+        return forwarded
     peer = scope.get("client")
     return str(peer[0]) if peer else None
+
+
+def _forwarded_for(scope: Scope) -> str | None:
+    """The last hop of x-forwarded-for, which is the one that Envoy wrote; None without the field."""
+    forwarded = _field(scope["headers"], b"x-forwarded-for")
+    return None if forwarded is None else forwarded.rpartition(",")[2].strip()
 
 
 def _credentials(headers: Fields) -> dict[str, str]:

@@ -19,7 +19,7 @@ import uvloop
 
 from policy.admission.discovery import Discovered, Snapshot, UpstreamState
 from policy.edge import http_server
-from policy.edge.endpoints import Endpoints
+from policy.edge.endpoints import LOOPBACK, Endpoints
 from policy.edge.readiness import Readiness
 from policy.rules.decision import Deny, Reason
 from policy.rules.tenants import Key, Tenant
@@ -86,6 +86,7 @@ class House:
     door: Door = field(default_factory=Door)
     catalogue: Catalogue = field(default_factory=Catalogue)
     probes: dict[str, Probe] = field(default_factory=lambda: {"postgresql": well, "redis": well, "ollama": well})
+    metrics_from: tuple[str, ...] = LOOPBACK
 
     def app(self) -> Endpoints:
         return Endpoints(
@@ -94,6 +95,7 @@ class House:
             authenticate=self.door.authenticate,
             readiness=Readiness(self.probes),
             exposition=lambda: b"paddock_requests_total 1.0\n",
+            metrics_from=self.metrics_from,
             now=lambda: NOW,
         )
 
@@ -284,6 +286,31 @@ def test_metrics_are_for_loopback(forwarded: str, status: int) -> None:
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     else:
         assert answer.json() == error("forbidden", "forbidden", 403)
+
+
+@pytest.mark.parametrize(
+    ("networks", "peer", "forwarded", "status"),
+    [
+        (LOOPBACK, "127.0.0.1", None, 200),
+        (LOOPBACK, "10.1.2.3", None, 403),
+        (("10.1.0.0/16",), "10.1.2.3", None, 200),
+        (("10.1.0.0/16",), "127.0.0.1", None, 403),
+        (LOOPBACK, "10.1.2.3", "127.0.0.1", 403),  # who connects without a proxy writes what it likes
+        (("10.1.0.0/16",), "10.1.2.3", "192.0.2.7", 403),
+        ((*LOOPBACK, "10.1.0.0/16"), "10.1.2.3", "127.0.0.1", 200),  # Envoy on another machine
+        ((), "127.0.0.1", None, 403),
+    ],
+)
+def test_metrics_are_for_the_networks_that_are_named(
+    networks: tuple[str, ...], peer: str, forwarded: str | None, status: int
+) -> None:
+    async def exchange() -> int:
+        transport = httpx.ASGITransport(House(metrics_from=networks).app(), client=(peer, 40000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://policy") as client:
+            fields = {} if forwarded is None else {"x-forwarded-for": forwarded}
+            return (await client.get("/metrics", headers=fields)).status_code
+
+    assert asyncio.run(exchange()) == status
 
 
 def test_an_answer_is_json_whatever_the_request_id_holds() -> None:
