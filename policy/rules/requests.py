@@ -79,7 +79,7 @@ def rewrite(ask: Ask, *, cap: int, model: str | None = None) -> tuple[Splice, ..
     if ask.slots.usage is not None:
         splices.append(ask.slots.usage.filled("true"))
     if len(splices) > 1:
-        splices.sort(key=lambda splice: splice.offset)
+        splices.sort(key=lambda splice: (splice.offset, splice.length))  # what is put in stands before what is replaced
     return tuple(splices)
 
 
