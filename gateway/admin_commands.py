@@ -5,21 +5,18 @@ With --json every command prints one document; without, a few lines for a person
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway import admin_output as output
-from gateway import running
 from gateway.admin import LIMITS
-from gateway.failure import Failure, redacted
+from gateway.database import ask
+from gateway.failure import Failure
+from gateway.key_prefix import checked_prefix, refuse_secret
 from policy.admission.admin import Admin, Refusal
-from policy.rules.faults import DatabaseDown
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
-from policy.stores.migrate import upgrade
 from policy.stores.postgres import Postgres
 from policy.stores.registry import Registries
 
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from policy.admission.admin import Change, Minted
 
 T = TypeVar("T")
-_PREFIX = re.compile(r"nz_[0-9A-Za-z]{9}")
 
 
 def create_tenant(args: argparse.Namespace) -> int:
@@ -159,32 +155,12 @@ def _one(args: argparse.Namespace, name: str, what: str, *, needed: bool = True)
         args.wrong(f"{what} is missing")
     value: str = given.pop() if given else ""
     if name == "tenant":
-        _refuse_secret(value)
+        refuse_secret(value)
     return value
 
 
 def _prefix(args: argparse.Namespace) -> str:
-    return _checked_prefix(_one(args, "prefix", "the key's prefix"))
-
-
-def _checked_prefix(text: str) -> str:
-    _refuse_secret(text)
-    if not _PREFIX.fullmatch(text):
-        raise Failure(
-            f"{redacted(text)!r} is not a key's prefix",
-            do="It is nz_ and 9 letters or digits; see `paddock list-keys`.",
-        )
-    return text
-
-
-def _refuse_secret(text: str) -> None:
-    if text.startswith("nz_") and len(text) > 12:
-        raise Failure(
-            "that is more of a key than its prefix",
-            do=f"Use the prefix, its first 12 characters: {text[:12]}. What was given has now been in the list of "
-            "processes, which others may read, and perhaps in your shell's history: "
-            f"`paddock rotate-key {text[:12]}` replaces the key.",
-        )
+    return checked_prefix(_one(args, "prefix", "the key's prefix"))
 
 
 def _whom(args: argparse.Namespace, by_position: str | None) -> tuple[str, str]:
@@ -193,8 +169,8 @@ def _whom(args: argparse.Namespace, by_position: str | None) -> tuple[str, str]:
     if len(given) != 1:
         args.wrong("say which tenant, or which key: one of them")
     if args.prefix_option is not None or (by_position or "").startswith("nz_"):
-        return "", _checked_prefix(given[0])
-    _refuse_secret(given[0])
+        return "", checked_prefix(given[0])
+    refuse_secret(given[0])
     return given[0], ""
 
 
@@ -220,23 +196,14 @@ def _now() -> datetime:
 
 
 def _act(args: argparse.Namespace, act: Callable[[Admin], Awaitable[T]]) -> T:
-    url = running.stores(args).database_url
-
-    async def within() -> T:
-        await upgrade(url)  # a command may be the first to see a new database
+    async def within(url: str) -> T:
         async with Postgres.open(url, connections=1) as postgres:
             return await act(Admin(Registries(postgres).open))
 
     try:
-        return asyncio.run(within())
+        return ask(args, within)
     except Refusal as refusal:
         raise Failure(str(refusal)) from refusal
-    except DatabaseDown as fault:
-        raise Failure(
-            "PostgreSQL does not answer",
-            quote=redacted(str(fault)),
-            do="Start it, or correct PADDOCK_DATABASE_URL if that is set.",
-        ) from fault
 
 
 def _changed(args: argparse.Namespace, what: str, change: Change) -> int:

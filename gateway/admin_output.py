@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
     from policy.rules.limits import Limits
@@ -40,10 +40,10 @@ def key(key: Key, now: datetime) -> dict[str, object]:
         "models": None if key.models is None else sorted(key.models),
         "max_tokens": key.max_tokens,
         "limits": asdict(key.limits),
-        "created_at": _iso(key.created_at),
-        "expires_at": _iso(key.expires_at),
-        "last_used_at": _iso(key.last_used_at),
-        "revoked_at": _iso(key.revoked_at),
+        "created_at": iso(key.created_at),
+        "expires_at": iso(key.expires_at),
+        "last_used_at": iso(key.last_used_at),
+        "revoked_at": iso(key.revoked_at),
     }
 
 
@@ -81,7 +81,7 @@ def tenants_table(found: Iterable[tuple[Tenant, int]]) -> str:
         )
         for tenant, keys in found
     ]
-    return _table(("TENANT", "STATE", "KEYS", "MODELS", "LIMITS"), rows)
+    return table(("TENANT", "STATE", "KEYS", "MODELS", "LIMITS"), rows)
 
 
 def keys_table(found: Iterable[Key], now: datetime) -> str:
@@ -101,7 +101,7 @@ def keys_table(found: Iterable[Key], now: datetime) -> str:
         for key in found
     ]
     headings = ("PREFIX", "TENANT", "STATE", "OWNER", "LABEL", "MODELS", "LIMITS", "CREATED", "EXPIRES", "LAST USED")
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def lines(facts: Facts) -> str:
@@ -136,7 +136,7 @@ def _limits(limits: Limits, max_tokens: int | None) -> str:
     )
 
 
-def _iso(moment: datetime | None) -> str | None:
+def iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
@@ -144,11 +144,11 @@ def _day(moment: datetime | None, absent: str) -> str:
     return absent if moment is None else f"{moment:%Y-%m-%d}"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns that are empty everywhere are left out."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str] = ()) -> str:
+    """Columns that are empty everywhere are left out; those whose heading is in `numbers` are set to the right."""
     columns = [column for column in zip(headings, *rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*columns, strict=True)
-    )
+    set_columns = []
+    for column in columns:
+        width, right = max(map(len, column)), column[0] in numbers
+        set_columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in column])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*set_columns, strict=True))
