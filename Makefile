@@ -2,6 +2,7 @@
 
 PORT ?= 8080
 DATA ?= .paddock/demo
+SECONDS ?= 60
 UV ?= uv
 # A release younger than this is not taken into the locks: a bad one is usually found out by then.
 COOLDOWN ?= 7 days
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --exclude-newer "$(COOLDOWN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format setup lock
+.PHONY: help demo test lint chaos format setup lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ lint: $(BIN)/.develops ## format, lint, types and import rules
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(BIN)/.develops ## a minute of requests while parts are killed, then an audit of the books (SECONDS=600, SEED=…)
+	$(BIN)/python -m tests.chaos.storm --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 format: $(BIN)/.develops ## put the sources into form
 	$(BIN)/ruff check --fix-only --quiet
@@ -55,7 +59,7 @@ $(BIN)/.develops: requirements/dev.lock pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
-	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
 	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 	  echo "making .venv with $$($$python --version)"; \
 	  $$python -m venv .venv && exit 0; \

@@ -24,6 +24,7 @@ from gateway.part import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pwd import struct_passwd
 
     from gateway.home import Home
     from gateway.part import Probe
@@ -78,7 +79,7 @@ def postgres_setup(home: Home) -> Part | None:
         data.mkdir(mode=0o700)
         account = unprivileged_account(data)
         if account is not None:
-            os.chown(data, account.pw_uid, account.pw_gid)
+            _hand_over(data, account)
 
     access = ("--auth-local=trust", "--auth-host=reject", "--username=paddock")
     locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
@@ -99,6 +100,16 @@ def postgres_is_set_up(home: Home) -> None:
 def _initdb(name: str, data: Path, before: Callable[[], None], *options: str) -> Part:
     argv = (str(_postgres_program("initdb")), "-D", str(data), *options)
     return Part(name, argv, _never, STORES, plain_environment(), before, data=data)
+
+
+def _hand_over(data: Path, account: struct_passwd) -> None:
+    try:
+        os.chown(data, account.pw_uid, account.pw_gid)
+    except PermissionError as error:  # a container whose root has lost its capabilities
+        raise Failure(
+            f"PostgreSQL does not run as root, and this root may not let {account.pw_name} run it",
+            do="Run paddock as an ordinary user, or set PADDOCK_DATABASE_URL to a PostgreSQL of your own.",
+        ) from error
 
 
 def _unfinished(home: Home) -> Path:

@@ -53,8 +53,11 @@ async def fork(part: Part, logs: Logs, locks: Path) -> asyncio.subprocess.Proces
     """Start the part once its predecessor is gone. Failure if it cannot be started."""
     lock = await _lock(part, locks / f"{part.name}.lock")
     try:
-        part.before()
-        log = logs.open(part.name)
+        try:
+            part.before()
+            log = logs.open(part.name)
+        except OSError as error:
+            raise Failure(f"{part.name} cannot be started: {error}", do=part.advice) from error
         try:
             account = child.unprivileged_account(part.data) if part.data else None
             return await asyncio.create_subprocess_exec(
