@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,6 +231,15 @@ def test_the_records_of_the_vector_are_made(vector: dict[str, Any]) -> None:
     for piece in vector["pieces"]:
         assert records.seal(RECORD, piece["text"].encode()).hex() == piece["sealed"]
     assert records.seal(END, vector["end"]["text"].encode()).hex() == vector["end"]["sealed"]
+
+
+def test_the_protocol_page_shows_the_vector(vector: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "reference" / "envelope-protocol.md").read_text(encoding="utf-8")
+    for name in ("payload_id", "secret", "request_key", "key", "nonce_prefix"):
+        assert vector[name] in page, name
+    assert sha256(vector["header"].encode()).hexdigest() in page
+    assert vector["pieces"][0]["sealed"][:64] in page
+    assert vector["end"]["sealed"][-32:] in page
 
 
 def test_the_python_example_reads_the_vector(vector: dict[str, Any]) -> None:
