@@ -37,7 +37,7 @@ KEY_ALGORITHM = "RSA-OAEP-SHA256"
 PAYLOAD_ALGORITHM = "AES-256-GCM"
 KEY_BYTES, NONCE_BYTES, TAG_BYTES, WRAPPED_BYTES = 32, 12, 16, 512
 MAX_PLAINTEXT_BYTES = 10 * 1024 * 1024  # the published client's own bound
-MAX_PACKAGE_BYTES = 14 * 1024 * 1024  # that in base64, with room for encoders that escape "/" or "+"
+MAX_PACKAGE_BYTES = 16 * 1024 * 1024  # that in base64, with room for JSON that escapes every "/" and "+"
 
 OAEP = padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=None)
 _REQUIRED = {"version", "algorithm", "encrypted_payload", "encrypted_aes_key"}
