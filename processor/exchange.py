@@ -20,6 +20,7 @@ from processor.usage import meter_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from processor.speeds import Speeds
     from processor.usage import Meter
 
 
@@ -93,6 +94,7 @@ class Exchange:
             content_encoding=headers.get("content-encoding", ""),
             hide_usage=self.grant.hide_usage,
             cap=self.grant.cap,
+            prompt_estimate=self.grant.prompt_tokens,
         )
         # A changed or hidden chunk makes any stated length wrong; Envoy sends the body chunked instead.
         changes = self.grant.stream and "content-length" in headers
@@ -124,21 +126,34 @@ class Exchange:
         """Whether there is a reservation to settle."""
         return bool(self.grant.epoch)
 
-    def settlement(self, *, whole: bool) -> Settlement:
+    def settlement(self, now: float, speeds: Speeds, *, whole: bool) -> Settlement:
         """What was used; `whole` False where the exchange broke off before its end."""
         facts: dict[str, object] = {"st": self.status or None}
         if self.first_byte is not None:
             facts["ttft"] = round((self.first_byte - self.begun) * 1e6)
         if self._meter is None:
-            # No answer came, or an error: nothing was produced. Broken off while waiting, the prompt may have been read.
+            # No answer, or an error: nothing was produced. Broken off while waiting, it may have been for nobody's eyes.
             silent = whole or self._failed or self.status >= 400
             facts["outcome"] = "upstream_error" if self._failed else "completed" if whole else "aborted"
-            return Settlement(0 if silent else None, 0, exact=silent, event=facts)
+            if silent:
+                return Settlement(0, 0, exact=True, event=facts)
+            return Settlement(None, self._unseen(now, speeds), exact=False, event=facts)
         usage = self._meter.usage()
+        speeds.learn(self.grant.model, usage.completion_tokens, usage.eval_duration)
+        if not usage.readable:
+            # An upstream that compresses although nobody asked: nothing was measured, so what was reserved is charged.
+            facts["outcome"] = "unreadable"
+            return Settlement(None, self.grant.cap, exact=False, event=facts)
         facts.update(load=usage.load_duration, prompt=usage.prompt_eval_duration, eval=usage.eval_duration)
         outcome = "cut" if self.cut else "completed" if whole or usage.exact else "aborted"
         facts["outcome"] = "upstream_error" if usage.failed else outcome
-        return Settlement(usage.prompt_tokens, usage.completion_tokens, exact=usage.exact, event=facts)
+        completion = usage.completion_tokens
+        if not (whole or usage.exact or completion or self.grant.stream):
+            completion = self._unseen(now, speeds)
+        return Settlement(usage.prompt_tokens, completion, exact=usage.exact, event=facts)
+
+    def _unseen(self, now: float, speeds: Speeds) -> int:
+        return speeds.produced(self.grant.model, now - self.begun, self.grant.cap)
 
     def _replaced(self, status: int, kind: str, message: str, *, replace: bool = False) -> Pass:
         """An error in place of what the upstream answered. It stays a response of the filter chain, and so keeps the

@@ -43,6 +43,8 @@ class Settling:
         self._patience = patience
         self._later: deque[tuple[Grant, Settlement]] = deque()
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._open: dict[int, tuple[Exchange, float]] = {}
 
     @property
@@ -77,6 +79,7 @@ class Settling:
     def later(self, grant: Grant, settlement: Settlement) -> None:
         """Settle without anybody waiting."""
         self._later.append((grant, settlement))
+        self._idle.clear()
         self._wake.set()
 
     async def run(self) -> None:
@@ -87,8 +90,7 @@ class Settling:
 
     async def drain(self) -> None:
         """Return when nothing waits any more."""
-        while self._later:
-            await asyncio.sleep(0.01)
+        await self._idle.wait()
 
     async def _settle_later(self) -> None:
         while True:
@@ -102,6 +104,7 @@ class Settling:
                     await asyncio.sleep(0.5)
                 else:
                     self._later.popleft()
+            self._idle.set()
             await self._wake.wait()
 
     async def _renew(self) -> None:

@@ -16,6 +16,7 @@ import grpc.aio
 from policy.rules.decision import error_body
 from processor.edge import messages
 from processor.exchange import Answer, Exchange, Pass
+from processor.speeds import Speeds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +48,7 @@ class ExternalProcessor:
     def __init__(self, settler: Settler, observer: Observer) -> None:
         self._settler = settler
         self._observer = observer
+        self._speeds = Speeds()
 
     async def process(self, incoming: AsyncIterator[Any], context: Any) -> None:
         """One HTTP exchange."""
@@ -75,7 +77,7 @@ class ExternalProcessor:
             if exchange is not None:
                 self._settler.closed(exchange)
                 if not done and exchange.reserves:
-                    settlement = exchange.settlement(whole=False)
+                    settlement = exchange.settlement(now(), self._speeds, whole=False)
                     self._settler.later(exchange.grant, settlement)
                     self._observer.finished(exchange, settlement, now() - exchange.begun)
 
@@ -99,13 +101,13 @@ class ExternalProcessor:
         """Settle at the end of an exchange. True: the store has it."""
         if not exchange.reserves:
             return True
-        settlement = exchange.settlement(whole=True)
+        settlement = exchange.settlement(now, self._speeds, whole=True)
         self._observer.finished(exchange, settlement, now - exchange.begun)
         return await self._settler.settle(exchange.grant, settlement)
 
 
 def _unadmitted(message: Any) -> Answer:
-    """No grant: this request passed no policy, or the filters stand in another order than they must. Nothing goes on."""
+    """No grant: this request passed no policy, or the filters stand in an order in which it cannot. Nothing goes on."""
     request_id = ""
     if messages.phase(message) == "request_headers":
         request_id = messages.headers(message).get("x-request-id", "")
