@@ -132,7 +132,7 @@ class Exchange:
         if self.first_byte is not None:
             facts["ttft"] = round((self.first_byte - self.begun) * 1e6)
         if self._meter is None:
-            # No answer, or an error: nothing was produced. Broken off while waiting, it may have been for nobody's eyes.
+            # No answer, or an error: nothing was produced. Broken off while waiting: something, that nobody saw.
             silent = whole or self._failed or self.status >= 400
             facts["outcome"] = "upstream_error" if self._failed else "completed" if whole else "aborted"
             if silent:

@@ -96,5 +96,5 @@ def test_a_grant_survives_its_journey() -> None:
     grant = replace(GRANT, splices=(Splice(1, 2, "ä"),), hide_usage=True)
     assert Grant.from_json(grant.to_json()) == grant
     for broken in ("", "{}", "[]", '{"duty":"other"}', grant.to_json()[:-1]):
-        with pytest.raises(ValueError, match=""):
+        with pytest.raises(ValueError):
             Grant.from_json(broken)
