@@ -64,9 +64,10 @@ def key_facts(key: Key, now: datetime) -> Facts:
         ("models", _key_models(key)),
         ("limits", _limits(key.limits, key.max_tokens)),
         ("expires", "never" if key.expires_at is None else moment(key.expires_at)),
-        ("revoked", "" if key.revoked_at is None else moment(key.revoked_at)),
         ("state", key.state_at(now)),
     ]
+    if key.revoked_at is not None:
+        facts.append(("revoked" if key.revoked_at <= now else "good to", moment(key.revoked_at)))
     return [(name, value) for name, value in facts if value]
 
 

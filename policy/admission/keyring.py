@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 TTL = 30.0  # seconds that anything is remembered
 _AHEAD = 2 / 3  # of the TTL: a use after that renews in the background
 _RECONNECT_SECONDS = 0.25
-_LARGEST = 65536  # how many of each kind are remembered
+_MANY, _SOME = 65536, 16384  # how many good and bad ones of each kind are remembered
 
 _log = logging.getLogger(__name__)
 
@@ -103,10 +103,10 @@ class Keyring:
         self._clock = clock
         self._pepper = pepper or secrets.token_bytes(32)  # digests never leave the process
         self._nobody = nobodys_hash()
-        self._records = Recent[str, _Record](_LARGEST)
-        self._absent = Recent[str, _Record](_LARGEST)  # apart, so that made-up prefixes push out no real one
-        self._good = Recent[bytes, _Proof](_LARGEST)
-        self._wrong = Recent[bytes, _Proof](_LARGEST)
+        self._records = Recent[str, _Record](_MANY)
+        self._absent = Recent[str, _Record](_SOME)  # apart, so that made-up prefixes push out no real one
+        self._good = Recent[bytes, _Proof](_MANY)
+        self._wrong = Recent[bytes, _Proof](_SOME)
         self._generation = 0  # counts changes: what was asked for before one is not remembered after it
         self._lookups = Lookups(store.load)
         self._reading = Flights[_Record](DatabaseDown)
