@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gateway import embedded, probe, running, upstreams
+from gateway import durable, embedded, probe, running, upstreams
 from gateway.failure import Failure
 from gateway.home import Home
 from gateway.part import Part
@@ -115,7 +115,7 @@ class Launch:
                 started = await self._start(supervisor, port)
                 stack.enter_context(running.announced(started, to_user=config.announce))
                 await when_ready(Ready(started, supervisor, self._began))
-                await asyncio.Event().wait()  # until the supervisor raises
+                await durable.keep_synced(home.append_only_files)  # until the supervisor raises
 
     async def _look_outside(self) -> None:
         """What is not started here must answer already."""
@@ -258,9 +258,11 @@ def fresh_directory(path: Path) -> Path:
 
 
 def shipped_envoy() -> Path:
-    """The directory of the shipped envoy.yaml: inside the installed package, or beside it in a source tree."""
-    packaged = Path(__file__).parent / "envoy"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "envoy"
+    """The directory of the shipped envoy.yaml: beside the packages in a source tree, or where the wheel puts data."""
+    for directory in (Path(__file__).parent.parent / "envoy", Path(sys.prefix) / "share" / "paddock" / "envoy"):
+        if (directory / "envoy.yaml").is_file():
+            return directory
+    raise Failure("the shipped envoy.yaml is not installed", do="Install paddock anew.")
 
 
 def _demo(number: int, environment: Mapping[str, str]) -> Part:

@@ -75,6 +75,8 @@ def _run_until_stopped(config: Config, when_ready: Callable[[Ready], Awaitable[N
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:  # under nohup
+                continue
             loop.add_signal_handler(number, stop)
         await launch.run(when_ready)
 
