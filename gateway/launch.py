@@ -79,7 +79,7 @@ class Launch:
         self._supervisor: Supervisor | None = None
         self._asked = False
         self._home = Home.open(config.data_dir)
-        self._metrics = fresh_directory(self._home.path / "metrics")
+        self._metrics = self._home.path / "metrics"
         self.database_url = config.database_url or embedded.postgres_url(self._home)
         self.redis_url = config.redis_url or embedded.redis_url(self._home)
 
@@ -108,6 +108,7 @@ class Launch:
         config, home = self._config, self._home
         with ExitStack() as stack:
             stack.enter_context(home.claimed())
+            _fresh_directory(self._metrics)
             port = stack.enter_context(claim(config.host, config.port))
             await self._look_outside()
             async with Supervisor(home.logs, home.locks, on_death=config.on_death, say=self._say) as supervisor:
@@ -249,12 +250,11 @@ class Launch:
         self._say(f"  {name:<14} {what:<18} {monotonic() - began:5.2f} s")
 
 
-def fresh_directory(path: Path) -> Path:
+def _fresh_directory(path: Path) -> None:
     """An empty directory: the workers' metrics of an earlier start are not this one's."""
     path.mkdir(mode=0o700, exist_ok=True)
     for old in path.glob("*.db"):
         old.unlink()
-    return path
 
 
 def shipped_envoy() -> Path:
