@@ -158,7 +158,7 @@ def valkey(home: Home) -> Part:
         "unixsocketperm": "600",
         "dir": str(data),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "no",  # see `gateway.durable`, which syncs it
         "save": "",  # the append-only file is the one record
         "maxmemory-policy": "noeviction",  # a counter that vanished would be a budget that was never spent
         "logfile": "",

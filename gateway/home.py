@@ -54,6 +54,10 @@ class Home:
     def pepper(self) -> Path:
         return self.secrets / "pepper"
 
+    @property
+    def append_only_files(self) -> Path:
+        return self.path / "valkey" / "appendonlydir"
+
     def socket(self, name: str) -> Path:
         return self.run / f"{name}.sock"
 
