@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import admin
+from gateway import admin, reports
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _register_up(commands)
     _register_demo(commands)
     admin.register(commands)
+    reports.register(commands)
     return parser
 
 
