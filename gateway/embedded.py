@@ -136,7 +136,7 @@ def postgres(home: Home) -> Part:
             *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
         ),
         env=plain_environment(),
-        before=lambda: _forget_stale_postmaster(data / "postmaster.pid"),
+        before=lambda: _forget_stale(data / "postmaster.pid", home.run / ".s.PGSQL.5432.lock"),
         ready=probe.postgres_ready(data / "postmaster.pid", home.run / ".s.PGSQL.5432"),
         stage=STORES,
         advice="If its log speaks of the data, restore the data directory from a backup.",
@@ -234,16 +234,17 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _forget_stale_postmaster(pid_file: Path) -> None:
-    """Remove a postmaster.pid whose number now belongs to another program, as after a reboot.
+def _forget_stale(*pid_files: Path) -> None:
+    """Remove each lock file of PostgreSQL whose number now belongs to another program, as after a reboot.
 
     PostgreSQL itself overlooks the file of a dead process but must believe one whose number is in use. That no
     postmaster of ours lives is known from its lock (`gateway.part`); one started by hand is called postgres.
     """
-    try:
-        number = int(pid_file.read_text(encoding="ascii").split("\n", 1)[0])
-        program = Path(f"/proc/{number}/comm").read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, ProcessLookupError, ValueError):  # no such file or no such process
-        return
-    if program != "postgres":
-        pid_file.unlink()
+    for pid_file in pid_files:
+        try:
+            number = int(pid_file.read_text(encoding="ascii").split("\n", 1)[0])
+            program = Path(f"/proc/{number}/comm").read_text(encoding="utf-8").strip()
+        except (FileNotFoundError, ProcessLookupError, ValueError):  # no such file or no such process
+            continue
+        if program != "postgres":
+            pid_file.unlink()
