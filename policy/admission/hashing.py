@@ -13,7 +13,8 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol, Self
 
 from argon2 import Parameters, PasswordHasher, Type
 from argon2.exceptions import VerifyMismatchError
@@ -42,21 +43,42 @@ class Crowded(Exception):
     """Too many wait already."""
 
 
+class Observer(Protocol):
+    """Is told of every verification. Its methods must not raise."""
+
+    def verified(self, outcome: str, waited: float, took: float | None) -> None:
+        """`outcome`: match, mismatch, error or crowded (then nothing was computed and `took` is None); seconds."""
+
+    def verifications_waiting(self, waiting: int) -> None: ...
+
+
+class _Unobserved:
+    def verified(self, outcome: str, waited: float, took: float | None) -> None:
+        pass
+
+    def verifications_waiting(self, waiting: int) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     hash: str
     secret: bytes
     verdict: asyncio.Future[bool]
+    asked: float
 
 
 class Hashing:
     """Hashes and verifies; use as a context manager, from one event loop."""
 
-    def __init__(self, *, at_once: int = AT_ONCE, rooms: Mapping[str, int] = ROOMS) -> None:
+    def __init__(
+        self, *, at_once: int = AT_ONCE, rooms: Mapping[str, int] = ROOMS, observer: Observer | None = None
+    ) -> None:
         self._argon2 = PasswordHasher.from_parameters(PARAMETERS)
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="argon2")
         self._free = at_once
         self._turns: Turns[_Job] = Turns(rooms)
+        self._observer = observer or _Unobserved()
 
     def __enter__(self) -> Self:
         return self
@@ -73,10 +95,11 @@ class Hashing:
 
         A hash that is not one at all, or no memory to compute it in, is an error of argon2, not a "no".
         """
-        job = _Job(hash, secret, asyncio.get_running_loop().create_future())
+        job = _Job(hash, secret, asyncio.get_running_loop().create_future(), perf_counter())
         turned_away = self._turns.put(lane, path, job)
         if turned_away is not None and not turned_away.verdict.done():
             turned_away.verdict.set_exception(Crowded())
+            self._observer.verified("crowded", perf_counter() - turned_away.asked, None)
         self._start_next()
         return await job.verdict
 
@@ -87,10 +110,14 @@ class Hashing:
                 continue
             self._free -= 1
             working = asyncio.get_running_loop().run_in_executor(self._threads, self._matches, job.hash, job.secret)
-            working.add_done_callback(partial(self._finish, job))
+            working.add_done_callback(partial(self._finish, job, perf_counter()))
+        self._observer.verifications_waiting(len(self._turns))
 
-    def _finish(self, job: _Job, working: asyncio.Future[bool]) -> None:
+    def _finish(self, job: _Job, started: float, working: asyncio.Future[bool]) -> None:
         self._free += 1
+        if not working.cancelled():
+            outcome = "error" if working.exception() else "match" if working.result() else "mismatch"
+            self._observer.verified(outcome, started - job.asked, perf_counter() - started)
         if working.cancelled():
             job.verdict.cancel()
         elif (error := working.exception()) is not None:

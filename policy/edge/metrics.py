@@ -115,11 +115,12 @@ class Metrics:
         self._checks(decision).observe(seconds)
 
     @fails_open
-    def verified(self, outcome: str, waited: float, took: float) -> None:
-        """One argon2id verification ended after `waited` seconds of queueing and `took` seconds of work."""
+    def verified(self, outcome: str, waited: float, took: float | None) -> None:
+        """One argon2id verification ended after `waited` seconds of queueing and `took` seconds of work, if any."""
         self._verifications(outcome).inc()
         self._verification_wait().observe(waited)
-        self._verification_time().observe(took)
+        if took is not None:
+            self._verification_time().observe(took)
 
     @fails_open
     def verifications_waiting(self, waiting: int) -> None:

@@ -108,3 +108,42 @@ def test_whoever_leaves_costs_nothing_more() -> None:
             assert all(task.cancelled() for task in leaving)
 
     asyncio.run(scenario())
+
+
+class Observed:
+    """What an observer was told."""
+
+    def __init__(self) -> None:
+        self.verifications: list[tuple[str, float, float | None]] = []
+        self.waiting: list[int] = []
+
+    def verified(self, outcome: str, waited: float, took: float | None) -> None:
+        self.verifications.append((outcome, waited, took))
+
+    def verifications_waiting(self, waiting: int) -> None:
+        self.waiting.append(waiting)
+
+
+def test_an_observer_hears_of_every_verification() -> None:
+    async def scenario() -> Observed:
+        observed = Observed()
+        with Hashing(at_once=1, rooms=ROOMS, observer=observed) as hashing:
+            good = await hashing.hash(b"secret")
+            await hashing.verify(good, b"secret", "known", ())
+            await hashing.verify(good, b"other", "known", ())
+            with pytest.raises(argon2.exceptions.VerificationError):
+                await hashing.verify("$argon2id$nonsense", b"secret", "known", ())
+            crowd = (hashing.verify(nobodys_hash(), b"x", "unknown", ("192.0.2.1",)) for _ in range(6))
+            await asyncio.gather(*crowd, return_exceptions=True)
+        return observed
+
+    observed = asyncio.run(scenario())
+    outcomes = [outcome for outcome, _, _ in observed.verifications]
+    assert outcomes == ["match", "mismatch", "error", "crowded", *["mismatch"] * 5]
+    assert max(observed.waiting) == 4
+    assert observed.waiting[-1] == 0
+    took = [took for outcome, _, took in observed.verifications if outcome != "crowded"]
+    assert all(took)
+    assert observed.verifications[3][2] is None
+    last_of_the_crowd = observed.verifications[-1][1]
+    assert last_of_the_crowd > 3 * min(time for time in took[4:] if time is not None)  # it waited for the four before
