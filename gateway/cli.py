@@ -93,6 +93,12 @@ def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8080, help="port to listen on, 0 for any (default: %(default)s)")
     parser.add_argument(
+        "--address-rate",
+        type=int,
+        metavar="N",
+        help="requests a second that one client address may send before Envoy refuses them (default: as in envoy.yaml)",
+    )
+    parser.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",

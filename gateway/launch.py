@@ -56,6 +56,7 @@ class Config:
     check_upstreams: bool = True
     announce: bool = True  # let this user's commands find it without --data-dir
     envoy_threads: int | None = None
+    address_rate: int | None = None  # requests a second that Envoy takes from one address; None: as shipped
     environment: Mapping[str, str] = field(default_factory=dict)  # further settings of the services
 
 
@@ -220,6 +221,7 @@ class Launch:
             return [Address(path=str(self._home.socket(f"{listener}-{n}"))) for n in range(self._config.workers)]
 
         shipped = shipped_envoy()
+        per_second = self._config.address_rate
         config = envoy_config.adapt(
             shipped / "envoy.yaml",
             shipped / "clusters.yaml",
@@ -230,6 +232,7 @@ class Launch:
             processor=sockets("processor"),
             upstreams=urls,
             max_request_body_bytes=self._body_limit(),
+            address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
         )
         return envoy_config.write(config, self._home.path / "envoy")
 

@@ -61,6 +61,7 @@ def _config(args: argparse.Namespace, urls: tuple[str, ...], *, demo: bool = Fal
         host=args.host,
         port=args.port,
         workers=args.workers,
+        address_rate=args.address_rate,
         demo=demo,
         database_url=os.environ.get("PADDOCK_DATABASE_URL") or None,
         redis_url=os.environ.get("PADDOCK_REDIS_URL") or None,

@@ -195,7 +195,9 @@ METERED = frozenset(
 
 
 @contextlib.contextmanager
-def running(directory: Path, *, restart: bool = False, workers: int = 1, **environment: str) -> Iterator[Gateway]:
+def running(
+    directory: Path, *, restart: bool = False, workers: int = 1, threads: int | None = None, **environment: str
+) -> Iterator[Gateway]:
     """A gateway of one's own below `directory`. `restart`: parts that die are started again."""
     with Upstream() as upstream:
         config = Config(
@@ -203,6 +205,8 @@ def running(directory: Path, *, restart: bool = False, workers: int = 1, **envir
             upstreams=(upstream.url,),
             port=0,
             workers=workers,
+            envoy_threads=threads,
+            address_rate=1_000_000,  # all clients of a test have one address
             announce=False,
             on_death=OnDeath.RESTART if restart else OnDeath.LEAVE,
             environment={"PADDOCK_DISCOVERY_INTERVAL_SECONDS": "1", **environment},
