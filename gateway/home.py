@@ -1,6 +1,5 @@
-"""The data directory of one instance: what lies where, who may use it, what is made on the first start.
+"""The data directory of one instance: what lies where, and who may use it.
 
-secrets/   pepper                                  0700
 postgres/  valkey/                                 the embedded stores
 envoy/     the configuration that Envoy runs from
 logs/      one file a part, and the starts before
@@ -14,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import secrets
+import shutil
 import stat
 import tempfile
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SOCKET_PATH_LIMIT = 107  # sockaddr_un.sun_path has 108 bytes, the last one zero
-_LONGEST_SOCKET_NAME = len("/processor-metrics-00.sock")
+_LONGEST_SOCKET_NAME = len("/policy-http-00.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +46,6 @@ class Home:
         return self.path / "locks"
 
     @property
-    def secrets(self) -> Path:
-        return self.path / "secrets"
-
-    @property
-    def pepper(self) -> Path:
-        return self.secrets / "pepper"
-
-    @property
     def append_only_files(self) -> Path:
         return self.path / "valkey" / "appendonlydir"
 
@@ -67,21 +58,19 @@ class Home:
         path = Path(os.path.abspath(path.expanduser()))
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for name in ("logs", "locks", "secrets", "envoy"):
+            for name in ("logs", "locks", "envoy"):
                 (path / name).mkdir(exist_ok=True, mode=0o700)
-            home = cls(path, _socket_directory(path))
-            home._make_secret(home.pepper)
+            return cls(path, _socket_directory(path))
         except OSError as error:
-            raise Failure(
-                f"cannot use the data directory {path}: {error.strerror}",
-                do="Name another one with --data-dir, or make this one yours.",
-            ) from error
-        return home
+            raise _unusable(path, error) from error
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the directory for this process alone. Failure if another instance holds it."""
-        lock = os.open(self.locks / "instance.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock = os.open(self.locks / "instance.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,22 +82,21 @@ class Home:
                 ) from None
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            yield
+            _private(self.run)  # whoever held the directory until now may just have removed it
+            try:
+                yield
+            finally:
+                if self.path not in self.run.parents:
+                    shutil.rmtree(self.run, ignore_errors=True)  # sockets nobody listens on any more
         finally:
             os.close(lock)
 
-    @staticmethod
-    def _make_secret(path: Path) -> None:
-        """32 random bytes in hexadecimal, complete or absent: a crash never leaves half a secret."""
-        if path.exists():
-            return
-        fresh = path.with_name(path.name + ".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
+
+def _unusable(path: Path, error: OSError) -> Failure:
+    return Failure(
+        f"cannot use the data directory {path}: {error.strerror}",
+        do="Name another one with --data-dir, or make this one yours.",
+    )
 
 
 def _socket_directory(data: Path) -> Path:
