@@ -1,13 +1,14 @@
 """The shipped Envoy configuration, fitted to this machine.
 
 `envoy/envoy.yaml` is what every site runs; here it is loaded as data, given the addresses of the parts and the one body
-limit, and dumped again. Nothing is generated from text: what Envoy starts from is the shipped file with other figures in
-it, so a test or a laptop proves the file that a site deploys.
+limit, and dumped again. No text template: what Envoy starts from is the shipped file with other figures in it, so a
+test or a laptop proves the file that a site deploys.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy
 # The route may hold a body, and what an earlier filter adds to it, in one piece.
 _BUFFER_SLACK = 64 * 1024
 
-_EXT_AUTHZ = "envoy.filters.http.ext_authz"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C library is not in every build of PyYAML
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +128,18 @@ def write(config: Config, directory: Path) -> Path:
 
 
 def _load(path: Path) -> Node:
-    # A round trip through copies undoes the aliases of the file: changing one route must not change its neighbours.
-    node = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    node = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  # a safe loader, in C
     if not isinstance(node, dict):
         raise ValueError(f"{path}: not a YAML mapping")
-    return node
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader to which an alias is a copy, so that data changed in one place stays as it is in another."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        node = super().compose_node(parent, index)
-        return copy.deepcopy(node)
+    plain: Node = json.loads(json.dumps(node))  # no aliases: what changes in one route stays as it was in the next
+    return plain
 
 
 def _place(path: Path, node: Node) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(yaml.safe_dump(node, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.dump(node, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
 
 
@@ -170,7 +165,7 @@ def _limit_bodies(listener: Node, limit: int) -> None:
         settings = http_filter["typed_config"]
         if http_filter["name"] == "envoy.filters.http.body_size_limit":
             settings["max_request_bytes"] = limit
-        elif http_filter["name"] == _EXT_AUTHZ:
+        elif http_filter["name"] == "envoy.filters.http.ext_authz":
             settings["with_request_body"]["max_request_bytes"] = limit
     for host in manager["route_config"]["virtual_hosts"]:
         host["request_body_buffer_limit"] = limit + _BUFFER_SLACK

@@ -88,7 +88,7 @@ class Rig:
         """Start `policy` or `processor`, on the socket that it always has."""
 
         async def begin() -> Any:
-            server = grpc.aio.server(options=[("grpc.max_receive_message_length", self.max_body + 1_048_576)])
+            server = grpc.aio.server(options=[("grpc.max_receive_message_length", 18 * 1_048_576)])
             if name == "policy":
                 external_auth_pb2_grpc.add_AuthorizationServicer_to_server(self.policy, server)
                 als_pb2_grpc.add_AccessLogServiceServicer_to_server(self.policy, server)
@@ -105,8 +105,15 @@ class Rig:
         self.loop.run(self._servers.pop(name).stop(None))
 
     def stop_host(self, index: int) -> None:
-        """Nobody listens on this Ollama's port any more."""
+        """Nobody listens on this Ollama's port any more, and its connections are gone."""
         self._close(self._listening[index])
+
+        async def abort() -> None:
+            for writer in list(self.upstream.open):
+                if writer.get_extra_info("sockname")[1] == self.ports[index]:
+                    writer.transport.abort()
+
+        self.loop.run(abort())
 
     def _listen(self, server: HttpServer) -> int:
         listening = self.loop.run(asyncio.start_server(server.connection, "127.0.0.1", 0))
@@ -143,7 +150,7 @@ class Rig:
         path = write(self.config(), self.directory / "envoy")
         with self.log.open("ab") as log:
             options = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warn"]
-            command = [ENVOY, "-c", path, *options, "--file-flush-interval-msec", "50"]
+            command = [str(ENVOY), "-c", str(path), *options, "--file-flush-interval-msec", "50"]
             self._envoy = subprocess.Popen(command, stdout=log, stderr=log)
         self.admin = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.directory / "admin.sock")), base_url="http://admin"

@@ -43,6 +43,7 @@ class HttpServer:
     """A small HTTP/1.1 server: records each request, answers by `answer`, and notices when its client hangs up."""
 
     def __init__(self) -> None:
+        self.open: set[asyncio.StreamWriter] = set()
         self.reset()
 
     def reset(self) -> None:
@@ -51,6 +52,7 @@ class HttpServer:
         self.answer: Callable[[Seen, asyncio.StreamWriter], Awaitable[None]] = plain
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open.add(writer)
         try:
             while request := await _read(reader):
                 self.seen.append(request)
@@ -68,6 +70,7 @@ class HttpServer:
         except (ConnectionError, asyncio.IncompleteReadError):
             self.hung_up.set()
         finally:
+            self.open.discard(writer)
             writer.close()
 
 
@@ -147,9 +150,11 @@ class PolicyEnd(external_auth_pb2_grpc.AuthorizationServicer, als_pb2_grpc.Acces
         self.checks: list[Message] = []
         self.logged: list[dict[str, Any]] = []
         self.answer: Callable[[Message], Message] = allow
+        self.seconds = 0.0  # that each answer takes
 
     async def Check(self, request: Message, _context: object) -> Message:
         self.checks.append(request)
+        await asyncio.sleep(self.seconds)
         return self.answer(request)
 
     async def StreamAccessLogs(self, stream: Stream, _context: object) -> Message:
@@ -175,14 +180,15 @@ def script(
     request_body: int = Mode.NONE,
     response_headers: int = Mode.SEND,
     response_body: int = Mode.STREAMED,
-    **steps: Step,
+    steps: dict[str, Step] | None = None,
 ) -> Callable[[Stream], Stream]:
-    """A processor that asks for these phases, runs the step named for a phase, and else lets it pass."""
+    """A processor that asks for these phases; where `steps` has one for a phase it answers, else the phase passes."""
+    own = steps or {}
 
     async def run(stream: Stream) -> Stream:
         async for request in stream:
             phase = request.WhichOneof("request")
-            if (step := steps.get(phase)) and (answer := step(request)) is not None:
+            if (step := own.get(phase)) and (answer := step(request)) is not None:
                 yield answer
                 continue
             answer = external_processor_pb2.ProcessingResponse()

@@ -1,4 +1,4 @@
-"""What is blocked, and what does not exist: the same 403 from Envoy alone, whatever the spelling and whoever is down."""
+"""What is blocked and what does not exist: one 403 from Envoy alone, whatever the spelling and whoever is down."""
 
 from __future__ import annotations
 
