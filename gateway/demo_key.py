@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from policy.admission.admin import Admin
+from gateway.failure import Failure
+from policy.admission.admin import Admin, Refusal
+from policy.rules.faults import DatabaseDown
 from policy.rules.tenants import Key, Tenant
 from policy.stores.migrate import upgrade
 from policy.stores.postgres import Postgres
@@ -18,7 +20,14 @@ LABEL = "demo"
 
 
 async def fresh_key(database_url: str) -> str:
-    """A new key of the tenant `demo`, which may use every model. The only copy of it."""
+    """A new key of the tenant `demo`, which may use every model. The only copy of it. Failure if it cannot be made."""
+    try:
+        return await _fresh_key(database_url)
+    except (DatabaseDown, Refusal) as error:
+        raise Failure(f"the demo's key cannot be made: {error}") from error
+
+
+async def _fresh_key(database_url: str) -> str:
     await upgrade(database_url)  # policy does the same in its own time; whoever comes second finds it done
     async with Postgres.open(database_url, connections=1) as postgres:
         admin = Admin(Registries(postgres).open)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.part import Probe
 
 _READY_SECONDS = 30.0
+_GRACE_SECONDS = 15.0  # a service finishes its streams, then its settlements, for five seconds each
 # Setting and socket of each listener of a service.
 _LISTENERS = {
     "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
@@ -211,6 +212,7 @@ class Launch:
             env={**environment, **{setting: f"unix:{path}" for setting, path in paths.items()}},
             ready=probe.sockets_accept(*paths.values()),
             stage=embedded.SERVICES,
+            stop_seconds=_GRACE_SECONDS,
         )
 
     def _envoy_config(self, port: Port, urls: tuple[str, ...]) -> Path:
@@ -282,7 +284,7 @@ def _answers(url: str) -> Probe:
     async def answers() -> bool:
         try:
             status, _ = await probe.get(url)
-        except OSError:  # not listening yet
+        except (OSError, ValueError):  # not listening yet
             return False
         return status == 200
 
@@ -292,17 +294,17 @@ def _answers(url: str) -> Probe:
 async def _whole_path(url: str) -> None:
     """Wait for 200 from /readyz, asked through Envoy; Failure names what is not ready."""
     deadline = monotonic() + _READY_SECONDS
-    while True:
-        status, body = await probe.get(url, patience=10.0)
+    status, body = 0, b""
+    while monotonic() < deadline:
+        with suppress(OSError, ValueError):  # if Envoy has died, the supervisor says so
+            status, body = await probe.get(url, patience=10.0)
         if status == 200:
             return
-        if monotonic() > deadline:
-            break
         await asyncio.sleep(0.05)
     try:
         checks = json.loads(body)["checks"]
         missing = ", ".join(name for name, state in checks.items() if state != "ok")
-    except (ValueError, KeyError, AttributeError, TypeError):  # not policy's answer but Envoy's own
+    except (ValueError, KeyError, AttributeError, TypeError):  # not policy's answer but Envoy's own, or none
         missing = "policy"
     raise Failure(
         f"everything runs, but after {_READY_SECONDS:.0f} s this is not ready: {missing}",

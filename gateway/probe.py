@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _accepts(path: Path) -> Probe:
 
 
 async def get(url: str, patience: float = _PATIENCE) -> tuple[int, bytes]:
-    """Status and body of a GET; OSError when nothing answers, ValueError when it is no URL."""
+    """Status and body of a GET; OSError when nothing answers, ValueError when the URL or the answer is not HTTP."""
     return await asyncio.to_thread(_get, url, patience)
 
 
@@ -99,3 +100,5 @@ def _get(url: str, patience: float) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(65536)
+    except HTTPException as error:
+        raise ValueError(f"{url} does not speak HTTP") from error
