@@ -102,6 +102,8 @@ def meter_for(
 
     `cap` is in tokens of completion. `prompt_estimate` is what a stream that is cut says of its prompt.
     """
+    if endpoint_path.startswith("/openai/"):  # a browser session's name for the same
+        endpoint_path = "/v1/" + endpoint_path.removeprefix("/openai/")
     tally = Tally()
     try:
         encoding = inflater(content_encoding)

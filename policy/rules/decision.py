@@ -28,6 +28,21 @@ class Reason(StrEnum):
     KEY_DISABLED = "key_disabled"
     KEY_REVOKED = "key_revoked"
     KEY_OVERLOADED = "key_overloaded"  # too many unverified keys wait: refused without a look
+    SESSION_MISSING = "session_missing"
+    SESSION_INVALID = "session_invalid"  # no token of ours
+    SESSION_EXPIRED = "session_expired"
+    SESSION_REVOKED = "session_revoked"  # by itself, with its publishable key or its tenant; or the store forgot it
+    SESSION_ORIGIN = "session_origin"  # a page of an origin that its tenant does not allow
+    SESSION_TENANT = "session_tenant"  # neither a publishable key nor the origin names one tenant
+    SESSION_FINGERPRINT = "session_fingerprint"
+    SESSION_ENTROPY = "session_entropy"
+    SESSION_ADDRESS_RATE = "session_address_rate"  # sessions opened by one address
+    SESSION_LIVE = "session_live"  # of one fingerprint, as many as may be
+    SESSION_LIVE_TENANT = "session_live_tenant"
+    SIGNATURE_MISSING = "signature_missing"
+    SIGNATURE_WRONG = "signature_wrong"
+    SIGNATURE_STALE = "signature_stale"
+    SIGNATURE_REPLAYED = "signature_replayed"
     ENDPOINT = "endpoint_blocked"
     MODEL = "model_not_available"
     BAD_REQUEST = "bad_request"
@@ -54,6 +69,21 @@ _ANSWERS: dict[Reason, tuple[int, str, str]] = {
     Reason.KEY_DISABLED: (401, "unauthorized", "unauthorized"),
     Reason.KEY_REVOKED: (401, "unauthorized", "unauthorized"),
     Reason.KEY_OVERLOADED: (401, "unauthorized", "unauthorized"),
+    Reason.SESSION_MISSING: (401, "unauthorized", "a session token is missing"),
+    Reason.SESSION_INVALID: (401, "unauthorized", "the session token is not valid"),
+    Reason.SESSION_EXPIRED: (401, "unauthorized", "the session has expired"),
+    Reason.SESSION_REVOKED: (401, "unauthorized", "the session is over"),
+    Reason.SESSION_ORIGIN: (403, "forbidden", "this origin is not allowed"),
+    Reason.SESSION_TENANT: (403, "forbidden", "this origin is not allowed"),
+    Reason.SESSION_FINGERPRINT: (401, "unauthorized", "the session belongs to another client"),
+    Reason.SESSION_ENTROPY: (400, "bad_request", "entropyData is missing or too poor"),
+    Reason.SESSION_ADDRESS_RATE: (429, "rate_limited", "too many sessions opened from this address"),
+    Reason.SESSION_LIVE: (429, "rate_limited", "too many live sessions of this client"),
+    Reason.SESSION_LIVE_TENANT: (429, "rate_limited", "too many live sessions"),
+    Reason.SIGNATURE_MISSING: (401, "unauthorized", "the request is not signed"),
+    Reason.SIGNATURE_WRONG: (401, "unauthorized", "the request's signature is wrong"),
+    Reason.SIGNATURE_STALE: (401, "unauthorized", "the request's timestamp is not of this minute"),
+    Reason.SIGNATURE_REPLAYED: (401, "unauthorized", "the request was made before"),
     Reason.ENDPOINT: (403, "forbidden", "forbidden"),
     Reason.MODEL: (403, "forbidden", "forbidden"),
     Reason.BAD_REQUEST: (400, "bad_request", "bad request"),
@@ -116,6 +146,21 @@ class Allow:
     headers: tuple[tuple[str, str], ...] = ()
     upstream: str = ""  # ip:port of the Ollama that has the model; "" where nothing is forwarded
     tenant: str = field(default="")
+    signals: tuple[str, ...] = ()  # what was noticed and not held against the request: counted, and in its audit row
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that policy gives by itself through Envoy: nothing is refused, and nothing goes on to an upstream."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    tenant: str = ""
+    tenant_id: int = 0
+    key_prefix: str = ""
+    endpoint: str = ""
+    unrecorded: bool = False  # of no interest to an audit
 
 
 def error_body(status: int, kind: str, message: str, request_id: str, *, detail: bool = False) -> bytes:

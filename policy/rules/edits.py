@@ -37,6 +37,7 @@ class Slots(NamedTuple):
     model: Slot | None = None
     cap: tuple[Slot, ...] = ()
     usage: Slot | None = None
+    gone: Slot | None = None  # what the upstream is not to see
 
 
 NO_SLOTS = Slots()
@@ -60,6 +61,22 @@ class Editor(NamedTuple):
             return self.replace(member, before, after)
         comma = "," if parent.members else ""
         return Slot(self.places.byte(parent.inside), 0, f'"{name}":{before}', after + comma)
+
+    def remove(self, name: str) -> Slot | None:
+        """Member `name` of the body with the comma that goes with it; None where there is none."""
+        names = list(self.whole.members)
+        if name not in names:
+            return None
+        at = names.index(name)
+        member = self.whole.members[name]
+        if at:  # from the end of the member before, so that its own edits stay apart from this one
+            first, last = self.whole.members[names[at - 1]].end, member.end
+        elif len(names) > 1:
+            first, last = member.name, self.whole.members[names[1]].name
+        else:
+            first, last = member.name, member.end
+        start = self.places.byte(first)
+        return Slot(start, self.places.byte(last) - start, "", "")
 
     def native_cap(self) -> tuple[int | None, tuple[Slot, ...]]:
         """`options.num_predict`: what the client set, and where the cap goes if it set nothing."""

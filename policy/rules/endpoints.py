@@ -40,6 +40,7 @@ class Endpoint:
     metered: bool = False  # its answers cost tokens
     generates: bool = False  # it makes completion tokens: caps apply
     streams_by_default: bool = False
+    session: str = ""  # by the word of a session policy that allows it: for browser sessions, and for no key
 
     @property
     def forwarded(self) -> bool:
@@ -71,6 +72,17 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
         ("HEAD", _TAGS.path): _TAGS,
         ("GET", _VERSION.path): _VERSION,
         ("HEAD", _VERSION.path): _VERSION,
+        # What browser sessions reach. Upstream each is the /v1 endpoint of that name.
+        ("POST", "/openai/chat/completions"): Endpoint(
+            "/openai/chat/completions", Kind.OPENAI_CHAT, metered=True, generates=True, session="chat"
+        ),
+        ("POST", "/openai/completions"): Endpoint(
+            "/openai/completions", Kind.OPENAI_COMPLETION, metered=True, generates=True, session="completions"
+        ),
+        ("POST", "/openai/embeddings"): Endpoint(
+            "/openai/embeddings", Kind.OPENAI_EMBEDDINGS, metered=True, session="embeddings"
+        ),
+        ("GET", "/openai/models"): Endpoint("/openai/models", Kind.LIST, session="models"),
     }
 )
 

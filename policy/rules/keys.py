@@ -5,7 +5,7 @@
 
 The checksum is no secret and no proof: it lets typing errors and garbage be refused without a look-up. 35 random
 characters of base62 carry 208 bits; what keeps a key safe is argon2id at rest and the rate of attempts. Publishable
-keys (`nzp_…`) will have a grammar of their own: nothing of it is accepted here.
+keys (`nzp_…`, see `publishable_keys`) have a grammar of their own: nothing of it is accepted here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PREFIX_LENGTH = 12  # with the kind: stored in the clear, indexed, shown
 KEY_LENGTH = 44
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_CHECKSUM_LENGTH = 6  # 62**6 > 2**32: a CRC-32 fits
-_RANDOM_LENGTH = KEY_LENGTH - len(KIND) - _CHECKSUM_LENGTH
+CHECKSUM_LENGTH = 6  # 62**6 > 2**32: a CRC-32 fits
+_RANDOM_LENGTH = KEY_LENGTH - len(KIND) - CHECKSUM_LENGTH
 _GRAMMAR = re.compile(rf"{KIND}[0-9A-Za-z]{{{KEY_LENGTH - len(KIND)}}}")
 _BEARER = re.compile(r"bearer +([^\s,]+) *", re.IGNORECASE)
 _MIN_PEPPER = 16  # bytes
@@ -63,16 +63,16 @@ class ApiKey:
 
 def mint(random: Callable[[int], bytes]) -> ApiKey:
     """A new key from `random(n)`, n bytes of a cryptographic source such as os.urandom."""
-    body = KIND + "".join(_letters(random, _RANDOM_LENGTH))
-    return ApiKey(body + _checksum(body))
+    body = KIND + "".join(letters(random, _RANDOM_LENGTH))
+    return ApiKey(body + checksum(body))
 
 
 def parse(presented: str) -> ApiKey | None:
     """The key, or None for anything that no `mint` could have made; a near miss takes no longer than a key."""
     if len(presented) != KEY_LENGTH or not _GRAMMAR.fullmatch(presented):
         return None
-    checksum = _checksum(presented[:-_CHECKSUM_LENGTH])
-    return ApiKey(presented) if checksum == presented[-_CHECKSUM_LENGTH:] else None
+    expected = checksum(presented[:-CHECKSUM_LENGTH])
+    return ApiKey(presented) if expected == presented[-CHECKSUM_LENGTH:] else None
 
 
 def digest(key: ApiKey, pepper: bytes) -> bytes:
@@ -97,20 +97,21 @@ def credential(headers: Mapping[str, str]) -> str | None:
     return token if api_key in ("", token) else ""
 
 
-def _checksum(body: str) -> str:
+def checksum(body: str) -> str:
+    """CRC-32 of `body` in six letters of base62."""
     value = zlib.crc32(body.encode("ascii"))
-    letters = []
-    for _ in range(_CHECKSUM_LENGTH):
+    found = []
+    for _ in range(CHECKSUM_LENGTH):
         value, rest = divmod(value, 62)
-        letters.append(_ALPHABET[rest])
-    return "".join(reversed(letters))
+        found.append(_ALPHABET[rest])
+    return "".join(reversed(found))
 
 
-def _letters(random: Callable[[int], bytes], count: int) -> list[str]:
-    """Unbiased: bytes from 248 up are thrown away, since 256 is no multiple of 62."""
-    letters: list[str] = []
+def letters(random: Callable[[int], bytes], count: int) -> list[str]:
+    """`count` random letters of base62. Unbiased: bytes from 248 up are thrown away, since 256 is no multiple of 62."""
+    found: list[str] = []
     for _ in range(100):
-        letters += [_ALPHABET[byte % 62] for byte in random(count) if byte < 248]
-        if len(letters) >= count:
-            return letters[:count]
+        found += [_ALPHABET[byte % 62] for byte in random(count) if byte < 248]
+        if len(found) >= count:
+            return found[:count]
     raise ValueError("the random source does not look random")

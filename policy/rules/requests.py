@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ENDPOINTS", "Ask", "Bounds", "Endpoint", "Kind", "Refusal", "apply", "find", "parse", "rewrite"]
 
 _WALKED = frozenset({"options", "stream_options"})
+_FINGERPRINT = "fingerprint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Ask:
     max_tokens: int | None = None  # for each completion; None where the client set no bound
     wants_usage: bool = True  # False: a stream whose client did not ask for usage, and is not to see it
     empty: bool = False  # nothing to compute: the model is only loaded
+    fingerprint: str | None = field(default=None, repr=False)  # of a session's client, where it says one
     slots: Slots = field(default=NO_SLOTS, repr=False)
 
 
@@ -78,6 +80,8 @@ def rewrite(ask: Ask, *, cap: int, model: str | None = None) -> tuple[Splice, ..
     splices += [slot.filled(value) for slot in ask.slots.cap]
     if ask.slots.usage is not None:
         splices.append(ask.slots.usage.filled("true"))
+    if ask.slots.gone is not None:
+        splices.append(ask.slots.gone.filled(""))
     if len(splices) > 1:
         splices.sort(key=lambda splice: (splice.offset, splice.length))  # what is put in stands before what is replaced
     return tuple(splices)
@@ -108,7 +112,7 @@ class _Reading:
         self.places = places
         self.bounds = bounds
         self.prompt = Prompt(bounds)
-        self.openai = endpoint.path.startswith("/v1/")
+        self.openai = endpoint.path.startswith(("/v1/", "/openai/"))
 
     def ask(self) -> Ask:
         kind, bounds = self.endpoint.kind, self.bounds
@@ -141,8 +145,18 @@ class _Reading:
             max_tokens,
             wanted,
             empty,
-            Slots(editor.replace(model), cap, usage),
+            self._fingerprint(),
+            Slots(editor.replace(model), cap, usage, editor.remove(_FINGERPRINT) if self.endpoint.session else None),
         )
+
+    def _fingerprint(self) -> str | None:
+        """What a session's client says it is. To an endpoint of keys it is a field like any that Ollama ignores."""
+        if not self.endpoint.session:
+            return None
+        said = self.whole.get(_FINGERPRINT)
+        if not isinstance(said, str | None):
+            raise NotAcceptable("fingerprint is to be a string")
+        return said
 
     def _model(self) -> tuple[Member, str]:
         """The member that names the model. /api/show also takes `name`, and Ollama looks there if `model` is empty."""

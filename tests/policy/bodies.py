@@ -10,8 +10,8 @@ ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS.values()}
 BOUNDS = Bounds()
 POSTS = [path for (method, path) in ENDPOINTS if method == "POST"]
 NATIVE = [path for path in POSTS if path.startswith("/api/")]
-CHATS = ["/api/chat", "/v1/chat/completions"]
-GENERATING = ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions"]
+CHATS = ["/api/chat", "/v1/chat/completions", "/openai/chat/completions"]
+GENERATING = [*CHATS, "/api/generate", "/v1/completions", "/openai/completions"]
 USER: dict[str, object] = {"role": "user", "content": "hi"}
 
 
@@ -20,9 +20,9 @@ def document(path: str, **fields: object) -> dict[str, object]:
     least: dict[str, object] = {"model": "llama3.1:8b"}
     if path in CHATS:
         least["messages"] = [USER]
-    elif path in ("/api/generate", "/v1/completions", "/api/embeddings"):
+    elif path in ("/api/generate", "/v1/completions", "/openai/completions", "/api/embeddings"):
         least["prompt"] = "hi"
-    elif path in ("/api/embed", "/v1/embeddings"):
+    elif path in ("/api/embed", "/v1/embeddings", "/openai/embeddings"):
         least["input"] = "hi"
     return least | fields
 

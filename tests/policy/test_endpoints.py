@@ -91,6 +91,8 @@ def test_what_is_metered_forwarded_and_streamed() -> None:
         "/api/generate",
         "/v1/chat/completions",
         "/v1/completions",
+        "/openai/chat/completions",
+        "/openai/completions",
     }
     assert {path for path, endpoint in by_path.items() if not endpoint.metered} == {
         "/api/show",
@@ -98,10 +100,25 @@ def test_what_is_metered_forwarded_and_streamed() -> None:
         "/v1/models",
         "/api/tags",
         "/api/version",
+        "/openai/models",
     }
     assert {path for path, endpoint in by_path.items() if endpoint.streams_by_default} == {"/api/chat", "/api/generate"}
     assert {path for path, endpoint in by_path.items() if not endpoint.forwarded} == {
         "/v1/models",
         "/api/tags",
         "/api/version",
+        "/openai/models",
     }
+
+
+def test_what_sessions_reach_keys_do_not() -> None:
+    by_path = {endpoint.path: endpoint for endpoint in ENDPOINTS.values()}
+    assert {path: endpoint.session for path, endpoint in by_path.items() if endpoint.session} == {
+        "/openai/chat/completions": "chat",
+        "/openai/completions": "completions",
+        "/openai/embeddings": "embeddings",
+        "/openai/models": "models",
+    }
+    for path, endpoint in by_path.items():
+        twin = by_path.get(path.replace("/openai/", "/v1/"))
+        assert not endpoint.session or (twin is not None and twin.kind is endpoint.kind)
