@@ -175,10 +175,12 @@ class Rig:
         return int(text.split(":")[1]) if text.strip() else 0
 
     def access_log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
+        return [line for line in lines if "status" in line]
 
-    def complaints(self) -> list[str]:
-        return [line for line in self.log.read_text().splitlines() if not line.startswith("{")]
+    def complaints(self) -> str:
+        """What Envoy says of itself: text before it has read its configuration, JSON after."""
+        return "\n".join(line for line in self.log.read_text().splitlines() if '"status":' not in line)
 
     # The client's side, where httpx would tidy up what is sent.
 

@@ -65,7 +65,7 @@ def shipped() -> Node:
 
 def test_the_filters_are_in_order_and_fail_closed(shipped: Node) -> None:
     assert list(filters(shipped)) == [
-        "header_mutation", "local_ratelimit", "body_size_limit", "rbac", "ext_authz", "ext_proc", "router",
+        "header_mutation", "local_ratelimit", "rbac", "ext_authz", "body_size_limit", "ext_proc", "router",
     ]  # fmt: skip
     for name in ("ext_authz", "ext_proc"):
         settings = filters(shipped)[name]["typed_config"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import asyncio
 
     import httpx
+
+    from tests.edge.services import Stream
 
 SECRET = "nz_abcdefghi0123456789"
 CREDENTIALS = {
@@ -311,6 +314,21 @@ def test_the_shipped_rate_leaves_room_for_a_busy_client() -> None:
 
 def test_envoy_has_no_complaint_about_the_configuration(rig: Rig) -> None:
     rig.client.get("/healthz")
-    text = "\n".join(rig.complaints())
-    for word in ("deprecated", "work-in-progress", "internal_address_config", "not configured", "[critical]"):
-        assert word not in text.lower(), text
+    for word in ("deprecated", "work-in-progress", "internal_address_config", "not configured", "critical"):
+        assert word not in rig.complaints().lower(), rig.complaints()
+
+
+def test_envoy_speaks_of_itself_in_json_and_without_secrets(rig: Rig) -> None:
+    rig.processor.process = _failing
+    rig.client.post("/api/chat", content=b"{}", headers=CREDENTIALS)
+    rig.client.post(f"/api/chat?{SECRET}", content=b"x" * 300_000, headers=CREDENTIALS)
+    until(lambda: "ext_proc" in rig.complaints())
+    said = [json.loads(line) for line in rig.complaints().splitlines() if line.startswith("{")]
+    assert {"time", "level", "service", "logger", "event"} <= set(said[-1])
+    assert SECRET not in rig.complaints()
+
+
+async def _failing(stream: Stream) -> Stream:
+    async for message in stream:
+        raise RuntimeError("on purpose")
+        yield message
