@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # <linux/prctl.h>, <linux/capability.h>
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
@@ -72,6 +74,8 @@ def prepare(orphan_signal: signal.Signals, account: pwd.struct_passwd | None) ->
         if account is not None:
             if libc is not None:
                 _checked(prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "PR_SET_KEEPCAPS")
+                # Not checked: a root without CAP_SETPCAP can still run programs that lie where anybody may look.
+                prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
             os.setgroups([])
             os.setgid(account.pw_gid)
             os.setuid(account.pw_uid)

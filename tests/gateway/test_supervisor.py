@@ -333,10 +333,14 @@ def test_a_part_that_refuses_root_runs_as_the_owner_of_its_data_and_reaches_clos
     data = tmp_path / "data"
     data.mkdir()
     os.chown(data, 65534, 65534)
-    program = f"import os; print(os.getuid(), os.getgid(), os.getgroups(), open({str(closed / 'secret')!r}).read())"
+    secret = str(closed / "secret")
+    program = (
+        f"import os; print(os.getuid(), os.getgid(), os.getgroups(), open({secret!r}).read(),"
+        f" os.access({secret!r}, os.R_OK))"  # as initdb looks for its own programs
+    )
 
     async def body(supervisor: Supervisor) -> None:
         await supervisor.run(replace(part(tmp_path, "shy", program), data=data))
 
     run(tmp_path, body)
-    assert (tmp_path / "shy.log").read_text() == "65534 65534 [] reached\n"
+    assert (tmp_path / "shy.log").read_text() == "65534 65534 [] reached True\n"
