@@ -15,8 +15,17 @@ _KEPT = 3
 _READ_BYTES = 32_768
 
 # Python's account of where it was; what happened stands on the other lines.
-_FRAMES = ('File "', "Traceback (", "Exception ignored", "During handling", "The above exception", "^", "~")
-_INDENTED = re.compile(r"(?:\s*\|)?\s{4}")
+_FRAMES = (
+    'File "',
+    "Traceback (",
+    "Exception Group Traceback (",
+    "Exception ignored",
+    "During handling",
+    "The above exception",
+    "^",
+    "~",
+)
+_INDENTED = re.compile(r"\s*\|\s{4}|\s{4}(?!\s*\|)")
 _RULE = re.compile(r"[-+ \d]+")
 
 

@@ -73,7 +73,8 @@ def _explained(error: OSError, host: str, number: int) -> Failure:
     if error.errno == errno.EADDRINUSE:
         return Failure(
             f"port {number} on {host} is taken by another program",
-            do=f"Stop that program (`ss -ltnp 'sport = :{number}'` names it) or choose another port with --port.",
+            do=f"Stop that program (`ss -ltnp 'sport = :{number}'` names it), or choose another port: "
+            f"--port {number + 1}, or PORT={number + 1} make demo.",
         )
     if error.errno == errno.EACCES:
         return Failure(f"port {number} needs privileges", do="Choose one above 1023 with --port.")
