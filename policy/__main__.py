@@ -14,7 +14,6 @@ import os
 import secrets
 import signal
 import sys
-import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,6 +23,7 @@ import grpc.aio
 import uvloop
 from pydantic import ValidationError
 
+from policy.admission import standing
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
 from policy.admission.hashing import Hashing
@@ -43,6 +43,7 @@ from policy.stores import redis
 from policy.stores.ledger_postgres import LedgerTables, seeds
 from policy.stores.migrate import upgrade
 from policy.stores.postgres import Postgres
+from policy.stores.timed import TimedCounters, TimedKeys, TimedRows, timed
 
 if TYPE_CHECKING:
     from policy.rules.settlement import Seed
@@ -62,18 +63,19 @@ async def serve(settings: PolicySettings) -> None:
     pages = http_server.bind(listen_address(settings.policy_http_listen))
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        hashing = stack.enter_context(Hashing())
+        hashing = stack.enter_context(Hashing(observer=metrics))
         postgres = await stack.enter_async_context(Postgres.open(database))
-        counters = redis.RedisStore(
-            await redis.connect(settings.redis_url.get_secret_value()), epoch=secrets.token_hex(8)
-        )
-        stack.push_async_callback(counters.close)
+        store = redis.RedisStore(await redis.connect(settings.redis_url.get_secret_value()), epoch=secrets.token_hex(8))
+        stack.push_async_callback(store.close)
+        counters = TimedCounters(store, metrics.store_called)
         tables = LedgerTables(database)
         stack.push_async_callback(tables.close)
 
         async def read_seeds(tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
             async with postgres.connection() as connection:
                 return await seeds(connection, tenant_id, key_id, datetime.now(UTC).date())
+
+        read_seeds_timed = timed(metrics.store_called, "postgresql", "read_seeds", read_seeds)
 
         async def database_answers() -> bool:
             return keyring.up
@@ -83,12 +85,16 @@ async def serve(settings: PolicySettings) -> None:
             interval=settings.discovery_interval_seconds,
             observe=metrics.upstream_polled,
         )
-        keyring = Keyring(postgres, hashing)
-        ledger = Ledger(counters, tables, retention_days=settings.retention_days, kept=redis.REFUSALS_KEPT)
+        keyring = Keyring(TimedKeys(postgres, metrics.store_called), hashing)
+        ledger = Ledger(
+            counters, TimedRows(tables, metrics.store_called), retention_days=settings.retention_days,
+            kept=redis.REFUSALS_KEPT, observer=metrics,
+        )  # fmt: skip
         journal = Journal(counters)
         evaluator = Evaluator(
-            keyring, discovery, counters, DrainedSeeds(counters, read_seeds), Bounds(), settings.default_max_tokens
-        )
+            keyring, discovery, counters, DrainedSeeds(counters, read_seeds_timed), Bounds(),
+            settings.default_max_tokens, metrics.tallied,
+        )  # fmt: skip
         endpoints = Endpoints(
             version=version("paddock"),
             catalogue=discovery,
@@ -119,7 +125,7 @@ async def serve(settings: PolicySettings) -> None:
                     ("ledger", keep_ledger()),
                     ("journal", journal.run()),
                     ("loop watch", metrics.watch_loop()),
-                    ("ledger watch", _watch_ledger(ledger, metrics)),
+                    ("standing", standing.watch(ledger, counters, metrics)),
                     ("http", http_server.serve(endpoints, pages)),
                 )
             ]
@@ -159,13 +165,6 @@ async def _listen(server: grpc.aio.Server, address: str) -> None:
         await server.start()
     finally:
         os.umask(before)
-
-
-async def _watch_ledger(ledger: Ledger, metrics: Metrics) -> None:
-    while True:
-        if ledger.leading:
-            metrics.ledger_at(max(0.0, time.time() - ledger.oldest) if ledger.lag else 0.0, ledger.lag)
-        await asyncio.sleep(1.0)
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from policy.rules import logs
 from policy.rules.settings import listen_address
 from policy.stores import redis
+from policy.stores.timed import TimedCounters
 from processor import memory
 from processor.edge import metrics
 from processor.edge.server import ExternalProcessor, handler
@@ -35,7 +36,12 @@ async def serve(settings: ProcessorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     counters = redis.RedisStore(await redis.connect(settings.redis_url.get_secret_value()), epoch=secrets.token_hex(8))
-    settling = Settling(counters, patience=settings.settle_patience_seconds)
+    observer = metrics.Metrics()
+    settling = Settling(
+        TimedCounters(counters, observer.store_called),
+        patience=settings.settle_patience_seconds,
+        observe=observer.settled,
+    )
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.grpc_message_bytes),
@@ -43,7 +49,7 @@ async def serve(settings: ProcessorSettings) -> None:
             ("grpc.so_reuseport", 0),
         ]
     )
-    server.add_generic_rpc_handlers((handler(ExternalProcessor(settling, metrics.Metrics())),))
+    server.add_generic_rpc_handlers((handler(ExternalProcessor(settling, observer)),))
     if settings.processor_metrics_listen:
         metrics.serve(settings.processor_metrics_listen)
     try:

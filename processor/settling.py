@@ -35,12 +35,23 @@ class Counters(Protocol):
     def shard_of(self, tenant_id: int | None, address: str) -> int: ...
 
 
+class Observe(Protocol):
+    """Hears how many seconds a settlement took; `failed` says in a word why it is not made yet. It must not raise."""
+
+    def __call__(self, seconds: float, *, failed: str = "") -> None: ...
+
+
+def _unobserved(seconds: float, *, failed: str = "") -> None:
+    pass
+
+
 class Settling:
     """Settles now or later; keeps the leases of what is still being answered."""
 
-    def __init__(self, counters: Counters, *, patience: float) -> None:
+    def __init__(self, counters: Counters, *, patience: float, observe: Observe = _unobserved) -> None:
         self._counters = counters
         self._patience = patience
+        self._observe = observe
         self._later: deque[tuple[Grant, Settlement]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -59,15 +70,19 @@ class Settling:
 
     async def settle(self, grant: Grant, settlement: Settlement) -> bool:
         """Settle while the client's last byte waits; False where the store needs longer than our patience."""
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(self._patience):
                 while True:
                     try:
                         await self._counters.settle(grant, settlement)
-                        return True
                     except StoreDown:
                         await asyncio.sleep(0.1)
+                    else:
+                        self._observe(time.monotonic() - begun)
+                        return True
         except TimeoutError:
+            self._observe(time.monotonic() - begun, failed="store_down")
             self.later(grant, settlement)
             return False
         except asyncio.CancelledError:
@@ -97,12 +112,14 @@ class Settling:
             self._wake.clear()
             while self._later:
                 grant, settlement = self._later[0]
+                begun = time.monotonic()
                 try:
                     await self._counters.settle(grant, settlement)
                 except StoreDown as fault:
                     log.warning("settlement waits", extra={"fault": str(fault), "waiting": len(self._later)})
                     await asyncio.sleep(0.5)
                 else:
+                    self._observe(time.monotonic() - begun)
                     self._later.popleft()
             self._idle.set()
             await self._wake.wait()

@@ -23,7 +23,7 @@ from policy.rules.requests import Ask, Bounds, Endpoint, Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policy.rules.judgement import Tally
+    from policy.rules.judgement import Figures, Tally
     from policy.rules.settlement import Seed
     from policy.rules.tenants import Key
 
@@ -70,6 +70,16 @@ class Seeds(Protocol):
     async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]: ...
 
 
+class Observe(Protocol):
+    """Is told how a tenant stood before a request. It must not raise."""
+
+    def __call__(self, tenant: str, figures: Figures) -> None: ...
+
+
+def _unobserved(tenant: str, figures: Figures) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """Judges requests. `bounds` are the shape limits of bodies; `default_max_tokens` caps where nobody else does."""
@@ -80,6 +90,7 @@ class Evaluator:
     seeds: Seeds
     bounds: Bounds
     default_max_tokens: int
+    observe: Observe = _unobserved
 
     async def check(self, request: Request) -> Allow | Deny:
         """Admit or refuse one request. Never raises for a dependency that is down: that is a refusal too."""
@@ -187,6 +198,7 @@ class Evaluator:
             tally = await self.counters.admit(plan, seed)
         if tally is None:
             raise StoreDown("the store asked for a seed twice")
+        self.observe(plan.key.tenant.name, tally.scopes[0])  # the tenant's comes first
         return tally
 
 

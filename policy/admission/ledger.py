@@ -60,17 +60,34 @@ class Rows(Protocol):
     async def arrange(self, now: datetime, retention_days: int) -> None: ...
 
 
+class Observer(Protocol):
+    """Is told what was done. Its methods must not raise."""
+
+    def ledger_carried(self, kind: str, events: int) -> None: ...
+    def reservations_swept(self, count: int) -> None: ...
+
+
+class _Unobserved:
+    def ledger_carried(self, kind: str, events: int) -> None:
+        pass
+
+    def reservations_swept(self, count: int) -> None:
+        pass
+
+
 class Ledger:
     """Carries events to rows while it leads. `kept` refusals of an address and minute have rows of their own."""
 
-    def __init__(self, events: Events, rows: Rows, *, retention_days: int, kept: int) -> None:
+    def __init__(
+        self, events: Events, rows: Rows, *, retention_days: int, kept: int, observer: Observer | None = None
+    ) -> None:
         self._events = events
         self._rows = rows
         self._retention_days = retention_days
         self._kept = kept
-        self.lag = 0  # events waiting, of all shards, at the last look
-        self.oldest = 0.0  # when the oldest event of the last batch was written, seconds since the epoch
+        self._observer = observer or _Unobserved()
         self.leading = False
+        self.waits = False  # for a store that is down: then perhaps nobody leads
 
     async def run(self) -> None:
         """For ever: lead if nobody does, carry what waits, sweep, keep house. A store that is down is waited for."""
@@ -78,6 +95,7 @@ class Ledger:
         while True:
             try:
                 self.leading = await self._rows.lead()
+                self.waits = False
                 if not self.leading:
                     await asyncio.sleep(1.0)
                     continue
@@ -92,14 +110,13 @@ class Ledger:
                 if not await self.carry():
                     await asyncio.sleep(POLL_SECONDS)
             except (StoreDown, DatabaseDown) as fault:
-                self.leading = False
+                self.leading, self.waits = False, True
                 log.warning("ledger waits", extra={"fault": f"{type(fault).__name__}: {fault}"})
                 await asyncio.sleep(0.5)
 
     async def carry(self) -> bool:
         """Carry one batch of each shard that has any; say whether more may wait."""
         backlog = await self._events.backlog()
-        self.lag = sum(backlog)
         more = False
         for shard, waiting in enumerate(backlog):
             if not waiting:
@@ -107,9 +124,12 @@ class Ledger:
             found = await self._events.events(shard, BATCH)
             if not found:
                 continue
-            self.oldest = int(found[0][0].split(b"-")[0]) / 1000
-            await self._rows.apply(batch(fields for _, fields in found))
+            carried = batch(fields for _, fields in found)
+            await self._rows.apply(carried)
             await self._events.forget(shard, found[-1][0])
+            self._observer.ledger_carried("admission", len(carried.admissions))
+            self._observer.ledger_carried("log", len(carried.logs))
+            self._observer.ledger_carried("settlement", len(carried.settlements))
             more = more or len(found) == BATCH
         return more
 
@@ -119,6 +139,7 @@ class Ledger:
             for forgotten in await self._events.expired(shard):
                 settlement = Settlement(None, forgotten.completion_tokens, exact=False, event={"outcome": "lost"})
                 await self._events.settle_as(forgotten.request_id, forgotten.identity, settlement)
+                self._observer.reservations_swept(1)
 
     async def _count_refusals(self) -> None:
         this_minute = int(time.time() // 60)

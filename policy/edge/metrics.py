@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import glob
+import math
 import os
+import time
 from typing import TYPE_CHECKING
 
 import prometheus_client
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from policy.admission.discovery import UpstreamState
+    from policy.rules.judgement import Figures
     from policy.rules.labels import Labels
 
 TENANTS_MAX = 100
@@ -41,6 +44,7 @@ UPSTREAMS_MAX = 50
 OPERATIONS_MAX = 30
 OUTCOMES_MAX = 10
 LAG_EVERY = 0.5  # seconds between two looks at the event loop
+BUDGET_EVERY = 1.0  # seconds between two looks at one tenant's budgets
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 
@@ -97,9 +101,15 @@ class Metrics:
         self._swept = counter(
             "paddock_reservations_swept_total", "Reservations settled as estimated, past their deadline."
         )
-        self._budget = gauge(
-            "paddock_budget_tokens_remaining", "Tokens left of a tenant's budget.", tenant=TENANTS_MAX, period=None
+        self._budget_left = gauge(
+            "paddock_budget_tokens_remaining",
+            "Tokens left of a tenant's budget when it last asked, what is reserved taken off.",
+            tenant=TENANTS_MAX,
+            period=None,
         )
+        self._budget_limit = gauge("paddock_budget_tokens_limit", "A tenant's budget.", tenant=TENANTS_MAX, period=None)
+        self._budget_due: dict[str, float] = {}  # by tenant: before then its budgets are not set again
+        self._budgets_shown: set[tuple[str, str]] = set()
 
         self._polls = counter(
             "paddock_discovery_polls_total", "Questions to upstreams.", upstream=UPSTREAMS_MAX, outcome=None
@@ -152,9 +162,32 @@ class Metrics:
         self._swept().inc(count)
 
     @fails_open
-    def budget_left(self, tenant: str, period: str, tokens: int) -> None:
-        """`period`: day, month or total."""
-        self._budget(tenant, period).set(tokens)
+    def tallied(self, tenant: str, figures: Figures) -> None:
+        """How a tenant stood before a request. Budgets are set at most once a second and for the first TENANTS_MAX
+        tenants that have any: a level of "all others" would mean nothing."""
+        limits = figures.limits
+        if limits.budget_day is None and limits.budget_month is None and limits.budget_total is None:
+            if tenant not in self._budget_due:
+                return
+        elif tenant not in self._budget_due and len(self._budget_due) >= TENANTS_MAX:
+            return
+        now = time.monotonic()
+        if now < self._budget_due.get(tenant, 0.0):
+            return
+        self._budget_due[tenant] = now + BUDGET_EVERY
+        self._budget_at(tenant, "day", limits.budget_day, figures.day + figures.open)
+        self._budget_at(tenant, "month", limits.budget_month, figures.month + figures.open)
+        self._budget_at(tenant, "total", limits.budget_total, figures.total + figures.open)
+
+    def _budget_at(self, tenant: str, period: str, limit: int | None, spent: int) -> None:
+        if limit is not None:
+            self._budgets_shown.add((tenant, period))
+            self._budget_left(tenant, period).set(max(0, limit - spent))
+            self._budget_limit(tenant, period).set(limit)
+        elif (tenant, period) in self._budgets_shown:  # lifted: the library cannot take a series back here
+            self._budgets_shown.discard((tenant, period))
+            self._budget_left(tenant, period).set(math.nan)
+            self._budget_limit(tenant, period).set(math.nan)
 
     @fails_open
     def upstream_polled(self, state: UpstreamState) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from dataclasses import astuple
 from importlib.resources import files
@@ -247,6 +248,18 @@ class RedisStore:
 
     async def forget_refusals(self, shard: int, fields: Sequence[str]) -> None:
         await self._run(self._client.hdel(KEYS[shard].refusals, *fields))
+
+    async def standing(self) -> tuple[int, float, int]:
+        """Events that wait, how old the oldest is (seconds; 0 for none), and reservations that are open."""
+        pipe = self._client.pipeline(transaction=False)
+        for keys in KEYS:
+            pipe.xlen(keys.events)
+            pipe.xrange(keys.events, count=1)
+            pipe.hlen(keys.reservations)
+        replies = await self._run(pipe.execute())
+        oldest = [int(found[0][0].partition(b"-")[0]) / 1000 for found in replies[1::3] if found]
+        age = max(0.0, time.time() - min(oldest)) if oldest else 0.0  # ids are the store's time
+        return sum(replies[0::3]), age, sum(replies[2::3])
 
     async def open_reservations(self) -> int:
         return sum([await self._run(self._client.hlen(keys.reservations)) for keys in KEYS])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TENANTS_MAX = 100
 MODELS_MAX = 50
 OUTCOMES_MAX = 20
+OPERATIONS_MAX = 30
 
 PROVIDER = "ollama"  # gen_ai.provider.name: "a custom value MAY be used" where none of the well-known ones applies
 
@@ -82,6 +83,17 @@ class Metrics:
         self._settling = histogram("paddock_settlement_duration_seconds", "Time to settle one reservation.", _SETTLING)
         self._unsettled = counter(
             "paddock_settlement_failures_total", "Settlements the store did not take.", reason=OUTCOMES_MAX
+        )
+        # As policy has them, since one page may show both services.
+        self._store_time = histogram(
+            "paddock_store_duration_seconds",
+            "Time of one call to a store.",
+            _SETTLING,
+            store=None,
+            operation=OPERATIONS_MAX,
+        )
+        self._store_faults = counter(
+            "paddock_store_faults_total", "Calls to a store that failed.", store=None, operation=OPERATIONS_MAX
         )
         self._speed = histogram(
             "paddock_output_tokens_per_second", "Speed of one answer after its first token.", _SPEED, model=MODELS_MAX
@@ -148,6 +160,13 @@ class Metrics:
         self._settling().observe(seconds)
         if failed:
             self._unsettled(failed).inc()
+
+    @fails_open
+    def store_called(self, store: str, operation: str, seconds: float, *, failed: bool = False) -> None:
+        """One call to `store` ended."""
+        self._store_time(store, operation).observe(seconds)
+        if failed:
+            self._store_faults(store, operation).inc()
 
 
 def serve(listen: str) -> tuple[WSGIServer, threading.Thread]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -15,11 +16,16 @@ from policy.admission.discovery import UpstreamState
 from policy.admission.upstreams import Fault
 from policy.edge.metrics import TENANTS_MAX, Metrics
 from policy.rules.decision import Reason
+from policy.rules.judgement import Figures
+from policy.rules.limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+
+
+FIGURES = ("requests", "tokens", "under_way", "day", "month", "total", "open")
 
 
 def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -54,11 +60,7 @@ def test_requests_are_counted_by_endpoint_and_reason_with_the_time_they_took() -
 def test_labels_that_others_choose_are_bounded() -> None:
     metrics = fresh()
     for number in range(TENANTS_MAX + 50):
-        metrics.budget_left(f"tenant-{number}", "day", number)
         metrics.decided(f"/v1/made-up/{number}", Reason.ENDPOINT.value, 0.001)
-    tenants = {dict(labels)["tenant"] for name, labels in samples(metrics.exposition()) if "budget" in name}
-    assert len(tenants) == TENANTS_MAX + 1
-    assert "other" in tenants
     blocked = {key: value for key, value in samples(metrics.exposition()).items() if key[0] == "paddock_requests_total"}
     assert len(blocked) < 50
     assert sum(blocked.values()) == TENANTS_MAX + 50
@@ -74,7 +76,6 @@ def test_levels_and_outcomes() -> None:
     metrics.ledger_carried("settle", 12)
     metrics.reservations_open(7)
     metrics.reservations_swept(2)
-    metrics.budget_left("acme", "month", 900)
     metrics.upstream_polled(UpstreamState("gpu:11434", reachable=True, fault=Fault.NONE, models=3))
     metrics.upstream_polled(UpstreamState("cpu:11434", fault=Fault.TIMEOUT))
     assert read(metrics, "paddock_key_verifications_total", outcome="wrong") == 1
@@ -88,11 +89,47 @@ def test_levels_and_outcomes() -> None:
     assert read(metrics, "paddock_ledger_events_total", kind="settle") == 12
     assert read(metrics, "paddock_reservations_open") == 7
     assert read(metrics, "paddock_reservations_swept_total") == 2
-    assert read(metrics, "paddock_budget_tokens_remaining", tenant="acme", period="month") == 900
     assert read(metrics, "paddock_upstream_up", upstream="gpu:11434") == 1
     assert read(metrics, "paddock_upstream_models", upstream="gpu:11434") == 3
     assert read(metrics, "paddock_upstream_up", upstream="cpu:11434") == 0
     assert read(metrics, "paddock_discovery_polls_total", upstream="cpu:11434", outcome="timeout") == 1
+
+
+def standing(limits: Limits, **figures: int) -> Figures:
+    return Figures(limits, **{name: figures.get(name, 0) for name in FIGURES})
+
+
+def test_what_is_left_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("policy.edge.metrics.time.monotonic", lambda: now)
+    metrics = fresh()
+    both = Limits(budget_day=1000, budget_total=50_000)
+
+    def shown(name: str, period: str) -> float | None:
+        return read(metrics, f"paddock_budget_tokens_{name}", tenant="acme", period=period)
+
+    metrics.tallied("acme", standing(both, day=300, open=50, total=9000))
+    assert (shown("remaining", "day"), shown("limit", "day")) == (650, 1000)
+    assert (shown("remaining", "total"), shown("remaining", "month")) == (40_950, None)
+    metrics.tallied("acme", standing(both, day=900))
+    assert shown("remaining", "day") == 650  # less than a second ago
+    now += 1.0
+    metrics.tallied("acme", standing(both, day=1100))
+    assert shown("remaining", "day") == 0
+    now += 1.0
+    metrics.tallied("acme", standing(Limits(), day=1100))  # an operator lifted them
+    for name in ("remaining", "limit"):
+        assert math.isnan(shown(name, "day") or 0)
+
+
+def test_budgets_are_shown_for_so_many_tenants_and_only_where_there_are_any() -> None:
+    metrics = fresh()
+    metrics.tallied("unlimited", standing(Limits(rpm=5)))
+    for number in range(TENANTS_MAX + 50):
+        metrics.tallied(f"tenant-{number}", standing(Limits(budget_day=number)))
+    tenants = {dict(labels)["tenant"] for name, labels in samples(metrics.exposition()) if "budget" in name}
+    assert len(tenants) == TENANTS_MAX
+    assert not {"other", "unlimited"} & tenants
 
 
 def test_a_blocked_event_loop_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,44 @@
+"""How the books stand: what waits to be carried to the ledger, and what is reserved, measured where it waits.
+
+Who leads the ledger measures, once for all processes. Where this process cannot even ask for the lead, because a store
+is down, perhaps nobody leads: then it measures too, since that is when the figures matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from policy.rules.faults import StoreDown
+
+if TYPE_CHECKING:
+    from policy.admission.ledger import Ledger
+
+EVERY = 1.0  # seconds
+
+
+class Store(Protocol):
+    """Where events wait and reservations stand."""
+
+    async def standing(self) -> tuple[int, float, int]: ...
+
+
+class Observer(Protocol):
+    """Is told the figures. Its methods must not raise."""
+
+    def ledger_at(self, lag_seconds: float, pending: int) -> None: ...
+    def reservations_open(self, count: int) -> None: ...
+
+
+async def watch(ledger: Ledger, store: Store, observer: Observer) -> None:
+    """For ever: measure and tell."""
+    while True:
+        if ledger.leading or ledger.waits:
+            try:
+                pending, age, reserved = await store.standing()
+            except StoreDown:
+                pass  # the figures stay as they were; that the store is down shows elsewhere
+            else:
+                observer.ledger_at(age, pending)
+                observer.reservations_open(reserved)
+        await asyncio.sleep(EVERY)
