@@ -195,8 +195,8 @@ class Supervisor:
     async def _revive(self, one: _Child) -> None:
         if monotonic() - one.born > _HEALTHY_AFTER:
             one.pause = _FIRST_PAUSE
-        how = how_it_ended(one.process.returncode)
-        self._say(f"{one.part.name} {how}; it is started again in {one.pause:.2g} s ({self._advice(one)})")
+        name, how = one.part.name, how_it_ended(one.process.returncode)
+        self._say(f"{name} {how}; it is started again in {one.pause:.2g} s (log: {self.log(name)})")
         await asyncio.sleep(one.pause)
         one.pause = min(one.pause * 2, _LONGEST_PAUSE)
         if one.stopping or self._closing:
