@@ -65,7 +65,7 @@ async def serve(settings: PolicySettings) -> None:
     async with AsyncExitStack() as stack:
         hashing = stack.enter_context(Hashing(observer=metrics))
         postgres = await stack.enter_async_context(Postgres.open(database))
-        store = redis.RedisStore(await redis.connect(settings.redis_url.get_secret_value()), epoch=secrets.token_hex(8))
+        store = await redis.open_store(settings.redis_url.get_secret_value(), epoch=secrets.token_hex(8))
         stack.push_async_callback(store.close)
         counters = TimedCounters(store, metrics.store_called)
         tables = LedgerTables(database)

@@ -35,7 +35,7 @@ async def serve(settings: ProcessorSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    counters = redis.RedisStore(await redis.connect(settings.redis_url.get_secret_value()), epoch=secrets.token_hex(8))
+    counters = await redis.open_store(settings.redis_url.get_secret_value(), epoch=secrets.token_hex(8))
     observer = metrics.Metrics()
     settling = Settling(
         TimedCounters(counters, observer.store_called),

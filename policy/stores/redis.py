@@ -18,6 +18,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+import hiredis
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
@@ -29,6 +30,7 @@ from policy.rules.faults import StoreDown
 from policy.rules.judgement import Figures, Plan, Tally
 from policy.rules.limits import Limits
 from policy.rules.settlement import Expired, Identity
+from policy.stores.multiplex import Multiplexed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,6 +42,7 @@ SHARDS = 64  # a fixed number: it is part of the key names
 LEASE_MS = 15_000  # how long a reservation stands without a sign of life from its processor
 REFUSALS_KEPT = 300  # per client address and minute, each with a row of its own; the rest in one row
 _NO_LIMITS = (-1,) * 6
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def shard_of(tenant_id: int) -> int:
@@ -91,7 +94,15 @@ ADMIT, SETTLE, RENEW, EXPIRED, LOG = (_Script(name) for name in ("admit", "settl
 
 
 def _limits(limits: Limits) -> tuple[int, ...]:
-    return tuple(-1 if bound is None else bound for bound in astuple(limits))
+    bounds = (
+        limits.rpm,
+        limits.tpm,
+        limits.concurrency,
+        limits.budget_day,
+        limits.budget_month,
+        limits.budget_total,
+    )
+    return tuple(-1 if bound is None else bound for bound in bounds)
 
 
 async def connect(url: str, *, seconds: float = 1.0) -> redis.Redis | RedisCluster:
@@ -117,11 +128,20 @@ async def connect(url: str, *, seconds: float = 1.0) -> redis.Redis | RedisClust
     return RedisCluster.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
 
 
+async def open_store(url: str, *, epoch: str, seconds: float = 1.0) -> RedisStore:
+    """The counters at `url`: one server, whose script calls share a connection, or a cluster."""
+    client = await connect(url, seconds=seconds)
+    one = isinstance(client, redis.Redis)
+    return RedisStore(client, epoch=epoch, scripts=Multiplexed(url, patience=seconds) if one else None)
+
+
 class RedisStore:
     """The counters. `clock` overrides the store's clock in milliseconds, for tests alone."""
 
-    def __init__(self, client: redis.Redis | RedisCluster, *, epoch: str) -> None:
+    def __init__(self, client: redis.Redis | RedisCluster, *, epoch: str, scripts: Multiplexed | None = None) -> None:
+        """`scripts`: a connection of one server that all script calls share; None runs them through `client`."""
         self._client = client
+        self._scripts = scripts
         self._epoch = epoch
         self.clock = ""
 
@@ -129,6 +149,8 @@ class RedisStore:
         await self._run(self._client.ping())
 
     async def close(self) -> None:
+        if self._scripts is not None:
+            await self._scripts.close()
         await self._client.aclose()
 
     async def admit(self, plan: Plan, seed: tuple[Seed, Seed] | None = None) -> Tally | None:
@@ -265,13 +287,25 @@ class RedisStore:
         return sum([await self._run(self._client.hlen(keys.reservations)) for keys in KEYS])
 
     async def _call(self, script: _Script, keys: Sequence[str], args: Sequence[object]) -> Any:
+        words = [arg if isinstance(arg, (str, bytes, int)) else str(arg) for arg in args]
         try:
+            if self._scripts is None:
+                return await self._evaluate(script, keys, words)
             try:
-                return await self._client.evalsha(script.sha, len(keys), *keys, *cast("Sequence[str]", args))
-            except NoScriptError:
-                return await self._client.eval(script.text, len(keys), *keys, *cast("Sequence[str]", args))
+                return await _run_script(self._scripts, script, keys, words)
+            except ConnectionError:
+                # An idle connection may have been closed, and a restarted server is another one. Every script may be
+                # run twice for one request: what it decided the first time gives way, or stands.
+                return await _run_script(self._scripts, script, keys, words)
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreDown(_short(error)) from error
+
+    async def _evaluate(self, script: _Script, keys: Sequence[str], words: list[str | bytes | int]) -> Any:
+        arguments = cast("list[str]", words)
+        try:
+            return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await self._client.eval(script.text, len(keys), *keys, *arguments)
 
     async def _run(self, awaitable: Any) -> Any:
         try:
@@ -294,10 +328,9 @@ def _identity(plan: Plan) -> str:
 
 def _pack(identity: Identity) -> str:
     # Microseconds travel as text: Lua's JSON keeps 14 digits of a number, and they have 16.
-    return json.dumps(
+    return _ENCODER.encode(
         {"s": str(identity.started_at), "t": identity.tenant_id, "tn": identity.tenant, "k": identity.key_id,
          "kp": identity.key_prefix, "model": identity.model, "ep": identity.endpoint},
-        separators=(",", ":"),
     )  # fmt: skip
 
 
@@ -308,9 +341,21 @@ def _unpack(packed: bytes) -> Identity:
 
 def _event(plan: Plan) -> str:
     key = plan.key
-    return json.dumps(
+    return _ENCODER.encode(
         {"id": plan.request_id, "s": str(plan.started_at), "t": key.tenant.id, "tn": key.tenant.name, "k": key.id,
          "kp": key.prefix, "model": plan.model, "ep": plan.endpoint, "addr": plan.address,
          "mode": plan.mode, "reason": plan.reason or ""},
-        separators=(",", ":"),
     )  # fmt: skip
+
+
+async def _run_script(
+    connection: Multiplexed, script: _Script, keys: Sequence[str], words: Sequence[str | bytes | int]
+) -> Any:
+    reply = await connection.execute("EVALSHA", script.sha, len(keys), *keys, *words)
+    if isinstance(reply, hiredis.ReplyError):
+        if not str(reply).startswith("NOSCRIPT"):
+            raise ResponseError(str(reply))
+        reply = await connection.execute("EVAL", script.text, len(keys), *keys, *words)
+        if isinstance(reply, hiredis.ReplyError):
+            raise ResponseError(str(reply))
+    return reply
