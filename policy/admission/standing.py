@@ -7,14 +7,22 @@ is down, perhaps nobody leads: then it measures too, since that is when the figu
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from policy.rules.faults import StoreDown
 
-if TYPE_CHECKING:
-    from policy.admission.ledger import Ledger
-
 EVERY = 1.0  # seconds
+
+
+class Lead(Protocol):
+    """The ledger writer of this process."""
+
+    @property
+    def leading(self) -> bool: ...
+
+    @property
+    def waits(self) -> bool:
+        """For a store that is down."""
 
 
 class Store(Protocol):
@@ -30,7 +38,7 @@ class Observer(Protocol):
     def reservations_open(self, count: int) -> None: ...
 
 
-async def watch(ledger: Ledger, store: Store, observer: Observer) -> None:
+async def watch(ledger: Lead, store: Store, observer: Observer) -> None:
     """For ever: measure and tell."""
     while True:
         if ledger.leading or ledger.waits:
