@@ -110,7 +110,7 @@ async def serve(settings: PolicySettings) -> None:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers(handlers(Authorization(evaluator, metrics), AccessLog(journal)))
+        server.add_generic_rpc_handlers(handlers(Authorization(evaluator, metrics), AccessLog(journal, metrics)))
 
         async def keep_ledger() -> None:
             await _migrate(database)

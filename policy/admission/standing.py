@@ -11,7 +11,7 @@ from typing import Protocol
 
 from policy.rules.faults import StoreDown
 
-EVERY = 1.0  # seconds
+EVERY = 2.0  # seconds
 
 
 class Lead(Protocol):

@@ -83,6 +83,7 @@ def _entry(entry: Any) -> Finished | None:
     return Finished(
         request_id, started_at, tenant_id, address, refused, recorded, text.get("recorded") == "0", grant, settled,
         reached, response.response_body_bytes, json.dumps(event, separators=(",", ":")),
+        edge_reason=local_reason(status) if refused and "reason" not in text else "",
     )  # fmt: skip
 
 

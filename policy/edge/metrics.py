@@ -70,6 +70,9 @@ class Metrics:
         self._requests = counter(
             "paddock_requests_total", "Requests judged.", endpoint=ENDPOINTS_MAX, decision=None, reason=None
         )
+        self._edge_refusals = counter(
+            "paddock_edge_refusals_total", "Requests that Envoy refused by itself.", reason=OUTCOMES_MAX
+        )
         self._checks = histogram("paddock_check_duration_seconds", "Time to judge one request.", decision=None)
         self._loop_lag = histogram(
             "paddock_event_loop_lag_seconds", "How late a timer of the event loop ran.", service=None
@@ -123,6 +126,11 @@ class Metrics:
         decision = "allow" if reason == "allowed" else "deny"
         self._requests(endpoint, decision, reason).inc()
         self._checks(decision).observe(seconds)
+
+    @fails_open
+    def refused_at_edge(self, reason: str) -> None:
+        """Envoy refused a request without asking anybody: a blocked path, a body too large, an outage."""
+        self._edge_refusals(reason).inc()
 
     @fails_open
     def verified(self, outcome: str, waited: float, took: float | None) -> None:

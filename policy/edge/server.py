@@ -45,6 +45,12 @@ class Observer(Protocol):
     def decided(self, endpoint: str, reason: str, seconds: float) -> None: ...
 
 
+class EdgeObserver(Protocol):
+    """Is told why Envoy refused a request by itself."""
+
+    def refused_at_edge(self, reason: str) -> None: ...
+
+
 class Authorization:
     """envoy.service.auth.v3.Authorization."""
 
@@ -71,12 +77,17 @@ class Authorization:
 class AccessLog:
     """envoy.service.accesslog.v3.AccessLogService. Each message is written before the next is read."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, observer: EdgeObserver) -> None:
         self._journal = journal
+        self._observer = observer
 
     async def stream(self, messages: AsyncIterator[Any], _context: object) -> Any:
         async for message in messages:
-            await self._journal.write(access_log.entries(message))
+            entries = list(access_log.entries(message))
+            await self._journal.write(entries)
+            for entry in entries:
+                if entry.edge_reason:
+                    self._observer.refused_at_edge(entry.edge_reason)
         return access_log.StreamAccessLogsResponse()
 
 

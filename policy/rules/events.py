@@ -31,6 +31,7 @@ class Finished:
     reached_upstream: bool
     response_bytes: int
     event: str  # JSON for the ledger
+    edge_reason: str = ""  # why Envoy refused it by itself; "" where it did not
 
 
 @dataclass(slots=True)

@@ -276,12 +276,18 @@ class RedisStore:
         pipe = self._client.pipeline(transaction=False)
         for keys in KEYS:
             pipe.xlen(keys.events)
-            pipe.xrange(keys.events, count=1)
             pipe.hlen(keys.reservations)
         replies = await self._run(pipe.execute())
-        oldest = [int(found[0][0].partition(b"-")[0]) / 1000 for found in replies[1::3] if found]
-        age = max(0.0, time.time() - min(oldest)) if oldest else 0.0  # ids are the store's time
-        return sum(replies[0::3]), age, sum(replies[2::3])
+        waiting, reserved = replies[0::2], replies[1::2]
+        if not any(waiting):
+            return 0, 0.0, sum(reserved)
+        pipe = self._client.pipeline(transaction=False)
+        for keys, count in zip(KEYS, waiting, strict=True):
+            if count:
+                pipe.xrange(keys.events, count=1)
+        found = [events[0][0] for events in await self._run(pipe.execute()) if events]  # gone since: it was carried
+        oldest = min((int(id.partition(b"-")[0]) / 1000 for id in found), default=time.time())
+        return sum(waiting), max(0.0, time.time() - oldest), sum(reserved)  # ids are the store's time
 
     async def open_reservations(self) -> int:
         return sum([await self._run(self._client.hlen(keys.reservations)) for keys in KEYS])
