@@ -153,8 +153,9 @@ def _move(cluster: Node, addresses: Sequence[Address]) -> None:
     endpoints = [{"endpoint": {"address": address.node()}} for address in addresses]
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
     if any(address.path for address in addresses):
-        # Unix sockets have no names to resolve.
+        # Unix sockets have no names to resolve, and no peer that could vanish without a word.
         del cluster["cluster_type"]
+        cluster.pop("upstream_connection_options", None)
         cluster["type"] = "STATIC"
 
 

@@ -100,6 +100,19 @@ def test_every_other_route_leaves_processor_out(shipped: Node) -> None:
             assert asked == (route["name"] in ("tags", "v1-models")), route["name"]
 
 
+def test_no_pings_to_the_services(shipped: Node) -> None:
+    """grpcio closes a connection that pings while its streams are silent, as they are while a model loads."""
+    assert "connection_keepalive" not in json.dumps(shipped["static_resources"])
+
+
+def test_a_retry_has_all_the_time_a_first_try_has(shipped: Node) -> None:
+    """Envoy takes `max_interval` for the timeout of each try, and ignores a retry policy inside `envoy_grpc`."""
+    for name in ("ext_authz", "ext_proc"):
+        service = filters(shipped)[name]["typed_config"]["grpc_service"]
+        assert service["retry_policy"]["retry_back_off"]["max_interval"] == "60s"
+        assert list(service["envoy_grpc"]) == ["cluster_name"]
+
+
 def test_admin_is_on_loopback(shipped: Node) -> None:
     assert shipped["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.envoy_config import write
 from tests.edge.rig import Rig, running, until
 from tests.edge.services import allow, script
 
@@ -73,3 +74,16 @@ def test_a_host_that_is_down_is_passed_over_and_all_down_is_502() -> None:
             response = rig.client.post("/api/chat", content=b"{}")
             assert response.status_code == 502
             assert response.json()["error"] == {"message": "upstream unavailable", "type": "bad_gateway", "code": 502}
+
+
+def test_a_new_list_of_hosts_is_taken_up_while_running() -> None:
+    with running(hosts=2) as rig:
+        until(lambda: rig.healthy("ollama") == 2)
+        config = rig.config()
+        hosts = config.clusters["resources"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        del hosts[0]
+        write(config, rig.directory / "envoy")
+        until(lambda: rig.stat("cluster.ollama.membership_total") == 1)
+        assert rig.stat("cluster_manager.cds.update_rejected") == 0
+        rig.policy.answer = allow
+        assert set(served_by(rig, 4)) == {rig.ports[1]}
