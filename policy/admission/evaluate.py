@@ -19,6 +19,9 @@ from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan, judge, rate_headers
 from policy.rules.keys import credential
 from policy.rules.requests import Ask, Bounds, Endpoint, Refusal
+from policy.rules.subject import Subject
+from policy.rules.tiers import HEADER as TIER_HEADER
+from policy.rules.tiers import asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from policy.rules.judgement import Figures, Tally
     from policy.rules.settlement import Seed
     from policy.rules.tenants import Key
+    from policy.rules.tiers import Tier
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ class Evaluator:
     bounds: Bounds
     default_max_tokens: int
     observe: Observe = _unobserved
+    envelopes: bool = True  # whether sealed requests are taken at all
 
     async def check(self, request: Request) -> Allow | Deny:
         """Admit or refuse one request. Never raises for a dependency that is down: that is a refusal too."""
@@ -121,6 +126,8 @@ class Evaluator:
             )
         if endpoint.kind is requests.Kind.LIST:
             return await self._admit(plan, endpoint, None)
+        if endpoint.kind is requests.Kind.ENVELOPE:
+            return await self._hand_on(plan, asked_for(request.headers.get(TIER_HEADER)))
         if not request.complete:
             return await self._refuse(plan, Reason.TOO_LARGE)
 
@@ -142,6 +149,8 @@ class Evaluator:
             if installed is None:
                 self.models.refresh_soon()
             return await self._refuse(plan, Reason.MODEL)
+        if plan.tier is not None and not key.tiers.allow(ask.model, plan.tier):
+            return await self._refuse(plan, Reason.TIER)
         if endpoint.metered:
             cap = completion_cap(key, self.default_max_tokens)
             if ask.max_tokens is not None and ask.max_tokens > cap:
@@ -166,7 +175,7 @@ class Evaluator:
         denial = judge(plan, tally)
         if denial is not None:
             return denial
-        headers = rate_headers(tally, admitted=True)
+        headers = rate_headers(tally, admitted=not plan.counted)
         if ask is None:
             return Allow(None, headers, tenant=plan.key.tenant.name)
         name = _forwarded_name(ask, self.models.models.get(ask.model))
@@ -190,6 +199,36 @@ class Evaluator:
             hide_usage=not ask.wants_usage,
         )
         return Allow(grant, headers, upstream=self.models.upstream_for(ask.model), tenant=plan.key.tenant.name)
+
+    async def _hand_on(self, plan: Plan, tier: Tier | None) -> Allow | Deny:
+        """An envelope: key and rate are checked by its headers alone. Processor opens it and has it judged as any body
+        is, for the subject that goes along."""
+        if not self.envelopes:
+            return await self._refuse(plan, Reason.NO_ENVELOPES)
+        if tier is None:
+            return await self._refuse(plan, Reason.ENVELOPE)
+        tally = await self._count(plan)
+        denial = judge(plan, tally)
+        if denial is not None:
+            return denial
+        key = plan.key
+        grant = Grant(
+            request_id=plan.request_id,
+            started_at=plan.started_at,
+            duty=Duty.ENVELOPE,
+            endpoint=plan.endpoint,
+            model="",
+            stream=False,
+            tenant_id=key.tenant.id,
+            tenant=key.tenant.name,
+            key_id=key.id,
+            key_prefix=key.prefix,
+            epoch="",  # what is inside is not known yet, so nothing is reserved
+            prompt_tokens=0,
+            cap=0,
+            subject=Subject.of(key, tier, plan.address),
+        )
+        return Allow(grant, rate_headers(tally, admitted=True), tenant=key.tenant.name)
 
     async def _count(self, plan: Plan) -> Tally:
         tally = await self.counters.admit(plan)

@@ -15,6 +15,7 @@ from envoy.type.v3 import http_status_pb2
 from google.rpc import code_pb2, status_pb2
 
 from policy.rules.decision import Allow, Deny, Request
+from policy.rules.endpoints import DETAILED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +77,7 @@ def _denied(deny: Deny, request: Request) -> Any:
     response = CheckResponse(status=_DENIED)
     denied = response.denied_response
     denied.status.code = http_status_pb2.StatusCode.Value(http_status_pb2.StatusCode.Name(deny.status))
-    denied.body = deny.body(request.request_id).decode()
+    denied.body = deny.body(request.request_id, detail=request.path in DETAILED).decode()
     _set(denied.headers, (("content-type", "application/json"), *deny.answer_headers))
     metadata = response.dynamic_metadata.fields
     for name, value in (

@@ -45,7 +45,10 @@ class Reason(StrEnum):
     SIGNATURE_REPLAYED = "signature_replayed"
     ENDPOINT = "endpoint_blocked"
     MODEL = "model_not_available"
+    TIER = "tier_not_available"  # the model is theirs, at another tier than the one asked for
     BAD_REQUEST = "bad_request"
+    ENVELOPE = "envelope_refused"
+    NO_ENVELOPES = "envelopes_disabled"
     TOO_LARGE = "too_large"
     RATE_REQUESTS = "rate_requests"
     RATE_TOKENS = "rate_tokens"
@@ -56,6 +59,7 @@ class Reason(StrEnum):
     UPSTREAM = "upstream_unavailable"
     STORE_DOWN = "store_down"
     DATABASE_DOWN = "database_down"
+    SERVER_KEY = "server_key_unavailable"
     FAULT = "fault"
 
 
@@ -86,7 +90,10 @@ _ANSWERS: dict[Reason, tuple[int, str, str]] = {
     Reason.SIGNATURE_REPLAYED: (401, "unauthorized", "the request was made before"),
     Reason.ENDPOINT: (403, "forbidden", "forbidden"),
     Reason.MODEL: (403, "forbidden", "forbidden"),
+    Reason.TIER: (403, "forbidden", "forbidden"),
     Reason.BAD_REQUEST: (400, "bad_request", "bad request"),
+    Reason.ENVELOPE: (400, "bad_request", "the encrypted request could not be accepted"),
+    Reason.NO_ENVELOPES: (404, "not_found", "secure inference is not enabled"),
     Reason.TOO_LARGE: (413, "payload_too_large", "request body too large"),
     Reason.RATE_REQUESTS: (429, "rate_limited", "requests per minute exceeded"),
     Reason.RATE_TOKENS: (429, "rate_limited", "tokens per minute exceeded"),
@@ -97,6 +104,7 @@ _ANSWERS: dict[Reason, tuple[int, str, str]] = {
     Reason.UPSTREAM: (502, "bad_gateway", "upstream unavailable"),
     Reason.STORE_DOWN: (503, "unavailable", "temporarily unavailable"),
     Reason.DATABASE_DOWN: (503, "unavailable", "temporarily unavailable"),
+    Reason.SERVER_KEY: (503, "unavailable", "temporarily unavailable"),
     Reason.FAULT: (503, "unavailable", "temporarily unavailable"),
 }
 

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     OPENAI_EMBEDDINGS = "openai_embeddings"
     SHOW = "show"
     MODEL = "model"  # the model's name is in the path
+    ENVELOPE = "envelope"  # sealed: processor opens it, and what is inside is an OPENAI_CHAT
     LIST = "list"  # the gateway answers, for this key
     VERSION = "version"  # the gateway answers, for anybody
 
@@ -53,6 +54,11 @@ _GENERATE = Endpoint("/api/generate", Kind.NATIVE_GENERATE, metered=True, genera
 _TAGS = Endpoint("/api/tags", Kind.LIST)
 _VERSION = Endpoint("/api/version", Kind.VERSION)
 _MODEL = Endpoint("/v1/models/{model}", Kind.MODEL)
+# One door, judged twice: its key and its rate by what stands outside, then what was inside as any chat is.
+ENVELOPE = Endpoint("/v1/chat/secure_completion", Kind.ENVELOPE)
+OPENED_ENVELOPE = Endpoint(ENVELOPE.path, Kind.OPENAI_CHAT, metered=True, generates=True)
+PUBLIC_KEY_PATH = "/pki/public_key"
+DETAILED = frozenset({ENVELOPE.path, PUBLIC_KEY_PATH})  # errors there carry `detail`, which envelope clients read
 
 ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
     {
@@ -66,6 +72,7 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
         ),
         ("POST", "/v1/completions"): Endpoint("/v1/completions", Kind.OPENAI_COMPLETION, metered=True, generates=True),
         ("POST", "/v1/embeddings"): Endpoint("/v1/embeddings", Kind.OPENAI_EMBEDDINGS, metered=True),
+        ("POST", ENVELOPE.path): ENVELOPE,
         ("GET", _MODEL.path): _MODEL,
         ("GET", "/v1/models"): Endpoint("/v1/models", Kind.LIST),
         ("GET", _TAGS.path): _TAGS,

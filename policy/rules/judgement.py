@@ -15,6 +15,7 @@ from policy.rules.decision import Deny, Reason
 if TYPE_CHECKING:
     from policy.rules.limits import Limits
     from policy.rules.tenants import Key
+    from policy.rules.tiers import Tier
 
 BUDGET_PERIODS = ("day", "month", "total")
 UNLIMITED = "unlimited"  # what a header says where no limit is set
@@ -44,6 +45,8 @@ class Plan:
     explicit: bool = False  # the client named the cap itself: all of it must fit
     completions: int = 1
     reason: Reason | None = None  # with DENY
+    counted: bool = False  # among the requests already: its key was checked before its body could be read
+    tier: Tier | None = None  # the security tier that the model must be on; None where tiers do not matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,8 @@ class Tally:
 def rate_headers(tally: Tally, *, admitted: bool) -> tuple[tuple[str, str], ...]:
     """The reference's rate and budget headers: of every pair the scope that leaves least.
 
-    This request counts among the requests; its own token reservation does not count, so that "remaining" moves by what
-    was used and not by what might be.
+    This request counts among the requests (`admitted`: the figures do not have it yet); its own token reservation does
+    not count, so that "remaining" moves by what was used and not by what might be.
     """
     one = 1 if admitted else 0
     requests = [(f.limits.rpm - f.requests - one, f.limits.rpm) for f in tally.scopes if f.limits.rpm is not None]
@@ -116,7 +119,7 @@ def judge(plan: Plan, tally: Tally) -> Deny | None:
     wait = max(1, -(-tally.wait_ms // 1000)) if tally.refused else None
     return Deny(
         reason,
-        headers=rate_headers(tally, admitted=tally.refused is None),
+        headers=rate_headers(tally, admitted=tally.refused is None and not plan.counted),
         retry_after=wait,
         tenant=plan.key.tenant.name,
         tenant_id=plan.key.tenant.id,

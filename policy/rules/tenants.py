@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policy.rules.limits import UNLIMITED, Limits
+from policy.rules.tiers import Tiers
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,6 +43,7 @@ class Key:
     models: frozenset[str] | None = None  # None: whatever the tenant may use
     max_tokens: int | None = None
     limits: Limits = UNLIMITED
+    tiers: Tiers = field(default_factory=Tiers)  # of all models, as the operator has set them: the same for every key
 
     def usable_at(self, now: datetime) -> bool:
         """Whether the key opens anything at `now` (aware, UTC); its secret is checked elsewhere."""
