@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import admin, reports
+from gateway import admin, envelopes, reports
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _register_demo(commands)
     admin.register(commands)
     reports.register(commands)
+    envelopes.register(commands)
     return parser
 
 

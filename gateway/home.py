@@ -1,5 +1,6 @@
 """The data directory of one instance: what lies where, and who may use it.
 
+secrets/   the keys of envelopes and their passphrase   0700
 postgres/  valkey/                                 the embedded stores
 envoy/     the configuration that Envoy runs from
 logs/      one file a part, and the starts before

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gateway import durable, embedded, probe, running, upstreams
+from gateway import durable, embedded, probe, running, server_key, upstreams
 from gateway.failure import Failure
 from gateway.home import Home
 from gateway.part import Part
@@ -80,6 +80,7 @@ class Launch:
         self._task: asyncio.Task[None] | None = None
         self._supervisor: Supervisor | None = None
         self._asked = False
+        self._server_keys: dict[str, str] = {}
         self._home = Home.open(config.data_dir)
         self._metrics = self._home.path / "metrics"
         self.database_url = config.database_url or embedded.postgres_url(self._home)
@@ -110,6 +111,7 @@ class Launch:
         config, home = self._config, self._home
         with ExitStack() as stack:
             stack.enter_context(home.claimed())
+            self._server_keys = server_key.settings(home.path, {**os.environ, **config.environment})
             _fresh_directory(self._metrics)
             port = stack.enter_context(claim(config.host, config.port))
             await self._look_outside()
@@ -158,6 +160,7 @@ class Launch:
             url=port.url,
             database_url=self.database_url,
             redis_url=self.redis_url,
+            server_key_dir=self._environment(urls).get(server_key.DIRECTORY, ""),
         )
 
     async def _redis_and_services(self, supervisor: Supervisor, urls: tuple[str, ...]) -> None:
@@ -192,6 +195,7 @@ class Launch:
             "PYTHONUNBUFFERED": "1",
             "PROMETHEUS_MULTIPROC_DIR": str(self._metrics),
             **self._config.environment,
+            **self._server_keys,
             "PADDOCK_DATABASE_URL": self.database_url,
             "PADDOCK_REDIS_URL": self.redis_url,
             "PADDOCK_UPSTREAMS": ",".join(urls),

@@ -35,6 +35,7 @@ class Running:
     url: str
     database_url: str
     redis_url: str
+    server_key_dir: str = ""  # of the keys that envelopes are sealed to; "": they are turned off
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ from policy.admission.hashing import Hashing
 from policy.rules import keys, models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime, timedelta
 
     from policy.rules.keys import ApiKey
     from policy.rules.tenants import Key, Tenant
+    from policy.rules.tiers import Tier, Tiers
 
     Notes = tuple[str, ...]
 
@@ -39,6 +40,9 @@ class Registry(Protocol):
     async def save_tenant(self, tenant: Tenant) -> None: ...
     async def add_key(self, key: Key) -> int | None: ...
     async def save_key(self, key: Key, *, successor_id: int | None = None) -> None: ...
+    async def tiers(self) -> Tiers: ...
+    async def put_tiers(self, models: Collection[str], tiers: frozenset[Tier]) -> None: ...
+    async def drop_tiers(self, models: Collection[str]) -> None: ...
 
 
 class Refusal(Exception):
@@ -261,6 +265,23 @@ class Admin:
                 )
             await registry.save_key(key)
             return Change(key.tenant, key, notes)
+
+    # Security tiers.
+
+    async def list_tiers(self) -> Tiers:
+        async with self._open() as registry:
+            return await registry.tiers()
+
+    async def set_tiers(self, names: Iterable[str], tiers: frozenset[Tier] | None) -> Tiers:
+        """Put models on exactly these tiers (None: on those of the others). No names: all models that have none of
+        their own, which is the way to open a tier to everything."""
+        wanted = canonical(names)
+        async with self._open() as registry:
+            if tiers is None:
+                await registry.drop_tiers(wanted)
+            else:
+                await registry.put_tiers(wanted, tiers)
+            return await registry.tiers()
 
     async def _mint(self) -> tuple[ApiKey, str]:
         secret = keys.mint(self._random)

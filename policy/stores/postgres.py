@@ -11,7 +11,10 @@ long as its connection: a pooler in transaction mode must not stand in between.
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -19,6 +22,7 @@ import asyncpg
 from policy.rules.faults import DatabaseDown
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
+from policy.rules.tiers import DEFAULT, Tier, Tiers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 CHANNEL = "paddock_changed"
+OTHERS = "*"  # in model_tier: every model that has no row of its own
 LIMITS = ("rpm", "tpm", "concurrency", "budget_day", "budget_month", "budget_total")
 _CONNECT_SECONDS = 2.0
 _QUERY_SECONDS = 2.0  # a look-up takes well under a millisecond: beyond this the server is as good as gone
@@ -43,7 +48,8 @@ SELECT_KEY = f"""
     {SELECT_TENANT},
         k.id, k.prefix, k.hash, k.owner, k.label, k.created_at, k.expires_at, k.last_used_at, k.disabled,
         k.revoked_at, k.max_tokens, k.rpm, k.tpm, k.concurrency, k.budget_day, k.budget_month, k.budget_total,
-        CASE WHEN k.models_restricted THEN ARRAY(SELECT model FROM api_key_model WHERE key_id = k.id) END AS models
+        CASE WHEN k.models_restricted THEN ARRAY(SELECT model FROM api_key_model WHERE key_id = k.id) END AS models,
+        (SELECT jsonb_object_agg(model, to_jsonb(tiers)) FROM model_tier)::text AS tiers
     FROM api_key k JOIN tenant t ON t.id = k.tenant_id
 """  # noqa: S608 (constant text)
 _LOAD = f"{SELECT_KEY} WHERE k.prefix = ANY ($1)"
@@ -184,4 +190,13 @@ def key_of(row: asyncpg.Record) -> Key:
         models=None if row["models"] is None else frozenset(row["models"]),
         max_tokens=row["max_tokens"],
         limits=Limits(**{name: row[name] for name in LIMITS}),
+        tiers=tiers_of(row["tiers"]),
     )
+
+
+@lru_cache(maxsize=8)  # the same for every key until an operator changes it
+def tiers_of(found: str | None) -> Tiers:
+    """What `model_tier` holds, as one JSON object; None where it holds nothing."""
+    of = {model: frozenset(map(Tier, tiers)) for model, tiers in json.loads(found or "{}").items()}
+    others = of.pop(OTHERS, DEFAULT)
+    return Tiers(MappingProxyType(of), others)

@@ -9,15 +9,16 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from policy.stores.postgres import LIMITS, SELECT_KEY, SELECT_TENANT, key_of, tenant_of
+from policy.stores.postgres import LIMITS, OTHERS, SELECT_KEY, SELECT_TENANT, key_of, tenant_of, tiers_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
     from asyncpg.pool import PoolConnectionProxy
 
     from policy.rules.limits import Limits
     from policy.rules.tenants import Key, Tenant
+    from policy.rules.tiers import Tier, Tiers
     from policy.stores.postgres import Postgres
 
 _TENANTS = f"{SELECT_TENANT} FROM tenant t ORDER BY t.name"
@@ -55,6 +56,12 @@ _SAVE_KEY = """
 _DROP_TENANT_MODELS = "DELETE FROM tenant_model WHERE tenant_id = $1 AND model <> ALL ($2::text[])"
 _PUT_TENANT_MODELS = "INSERT INTO tenant_model SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING"
 _DROP_KEY_MODELS = "DELETE FROM api_key_model WHERE key_id = $1 AND model <> ALL ($2::text[])"
+_TIERS = "SELECT jsonb_object_agg(model, to_jsonb(tiers))::text FROM model_tier"
+_PUT_TIERS = """
+    INSERT INTO model_tier SELECT unnest($1::text[]), $2::text[]
+    ON CONFLICT (model) DO UPDATE SET tiers = excluded.tiers
+"""
+_DROP_TIERS = "DELETE FROM model_tier WHERE model = ANY ($1::text[])"
 _PUT_KEY_MODELS = "INSERT INTO api_key_model SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING"
 
 
@@ -162,6 +169,19 @@ class Registry:
         )
         await self._connection.execute(_DROP_KEY_MODELS, key.id, sorted(key.models or ()))
         await self._connection.execute(_PUT_KEY_MODELS, key.id, sorted(key.models or ()))
+
+    async def tiers(self) -> Tiers:
+        """Which models are on which tiers; not locked."""
+        return tiers_of(await self._connection.fetchval(_TIERS))
+
+    async def put_tiers(self, models: Collection[str], tiers: frozenset[Tier]) -> None:
+        """Put models on exactly these tiers; no models: every model that has nothing of its own."""
+        names = sorted(models) or [OTHERS]
+        await self._connection.execute(_PUT_TIERS, names, sorted(tiers))
+
+    async def drop_tiers(self, models: Collection[str]) -> None:
+        """Forget what was said of models, or (no models) of those of which nothing is said."""
+        await self._connection.execute(_DROP_TIERS, sorted(models) or [OTHERS])
 
 
 def _figures(limits: Limits) -> list[int | None]:
