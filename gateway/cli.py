@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _register_up(commands)
     _register_demo(commands)
+    _register_check(commands)
     admin.register(commands)
     reports.register(commands)
     envelopes.register(commands)
@@ -90,6 +91,25 @@ def _register_demo(commands: Subparsers) -> None:
     demo.set_defaults(run="gateway.up:demo")
 
 
+def _register_check(commands: Subparsers) -> None:
+    check = commands.add_parser(
+        "check",
+        help="prove what an edited Envoy configuration must keep",
+        description="Reads envoy.yaml and clusters.yaml (the one not named is taken from beside the other, else as "
+        "shipped), proves what must hold, and asks `envoy --mode validate` where Envoy is installed. One line a "
+        "violation; the exit status is 1 if there is any.",
+    )
+    check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: the shipped files")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
+    check.add_argument(
+        "--max-request-body-bytes",
+        type=_bytes,
+        metavar="N",
+        help="what the services have (default: PADDOCK_MAX_REQUEST_BODY_BYTES, 262144)",
+    )
+    check.set_defaults(run="gateway.check.command:check")
+
+
 def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8080, help="port to listen on, 0 for any (default: %(default)s)")
@@ -109,6 +129,10 @@ def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
         "--workers", type=_workers, default=1, metavar="N", help="processes of each service (default: %(default)s)"
     )
     parser.add_argument("--restart", action="store_true", help="start a part again when it dies, instead of stopping")
+
+
+def _bytes(text: str) -> int:
+    return _number(text, 1024, 64 * 1024 * 1024)
 
 
 def _port(text: str) -> int:

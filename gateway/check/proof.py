@@ -1,0 +1,136 @@
+"""From files to findings: reads them, puts them together, runs every rule, asks Envoy itself where it is at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+
+from gateway.check import bodies, edge, filters, routes, upstreams
+from gateway.check.document import Document, Plain, Unreadable, read
+from gateway.check.site import Finding, Rule, Site
+from gateway.check.typed import Typed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CHECKS = (edge.check, filters.check, routes.check, bodies.check, upstreams.check)
+RULES: tuple[Rule, ...] = tuple(
+    rule
+    for module in (edge, filters, routes, bodies, upstreams)
+    for rule in vars(module).values()
+    if isinstance(rule, Rule)
+)
+_UNREADABLE = "unreadable"
+_CLUSTER_URL = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+_PATIENCE = 60  # seconds for `envoy --mode validate`
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What the services beside Envoy are set to."""
+
+    max_request_body_bytes: int
+    upstreams: tuple[str, ...] = ()  # empty: not compared
+
+
+def prove(main: Document, others: Sequence[Document], settings: Settings) -> list[Finding]:
+    """Every finding of a bootstrap and its cluster files, in the order of files and lines."""
+    try:
+        site = _site(main, others, settings)
+    except _Broken as error:
+        return [error.finding]
+    found = {finding for check in CHECKS for finding in check(site)}
+    for typed in site.files:
+        for path, what in typed.unknown:
+            line = typed.document.line(path)
+            found.add(Finding(typed.document.name, line, "unknown", f"{what} is not known to this check", note=True))
+    order = [typed.document.name for typed in site.files]
+    return sorted(found, key=lambda finding: (order.index(finding.file), finding.line, finding.rule, finding.what))
+
+
+def document(path: Path) -> Document | Finding:
+    """A file, or why it cannot be read."""
+    try:
+        return read(str(path), path.read_text(encoding="utf-8"))
+    except Unreadable as error:
+        return Finding(str(path), error.line, _UNREADABLE, error.why)
+    except (OSError, UnicodeDecodeError) as error:
+        return Finding(str(path), 1, _UNREADABLE, getattr(error, "strerror", None) or "not UTF-8")
+
+
+def validated(main: Document, others: Sequence[Document], envoy: Path) -> Finding | None:
+    """What `envoy --mode validate` has against the configuration, its clusters folded in; None where nothing."""
+    whole = dict(main.content)
+    whole.pop("dynamic_resources", None)
+    static = whole.get("static_resources")
+    static = dict(static) if isinstance(static, dict) else {}
+    static["clusters"] = [*_listed(static.get("clusters")), *(one for other in others for one in _folded(other))]
+    whole["static_resources"] = static
+    with tempfile.TemporaryDirectory(prefix="paddock-check-") as directory:
+        path = Path(directory) / "envoy.yaml"
+        path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+        command: list[str | Path] = [
+            envoy,
+            "--mode",
+            "validate",
+            "-c",
+            path,
+            "--log-level",
+            "critical",
+            "--disable-hot-restart",
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Finding(main.name, 1, "envoy", f"Envoy could not be asked: {error}")
+    if done.returncode == 0:
+        return None
+    words = " ".join((done.stderr or done.stdout).split())
+    return Finding(main.name, 1, "envoy", f"Envoy does not take it: {words[:500]}", mend="correct what it names")
+
+
+def _listed(value: Plain) -> list[Plain]:
+    return value if isinstance(value, list) else []
+
+
+def _folded(document: Document) -> Iterator[Plain]:
+    """The clusters of a file as a bootstrap has them."""
+    for one in _listed(document.content.get("resources")):
+        yield {name: value for name, value in one.items() if name != "@type"} if isinstance(one, dict) else one
+
+
+class _Broken(Exception):
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding)
+        self.finding = finding
+
+
+def _site(main: Document, others: Sequence[Document], settings: Settings) -> Site:
+    typed = Typed(main)
+    files = [typed, *(Typed(other) for other in others)]
+    current = typed
+    try:
+        bootstrap = typed.load(Bootstrap)
+        clusters = []
+        for current in files[1:]:
+            clusters += list(_clusters(current))
+    except Unreadable as error:
+        raise _Broken(Finding(current.document.name, error.line, _UNREADABLE, error.why)) from error
+    return Site(typed, bootstrap, files, clusters, settings.max_request_body_bytes, settings.upstreams)
+
+
+def _clusters(typed: Typed) -> Iterator[Cluster]:
+    resources = typed.document.content.get("resources")
+    if not isinstance(resources, list):
+        raise Unreadable(1, "no list of resources")
+    for number, resource in enumerate(resources):
+        if not isinstance(resource, dict) or resource.get("@type") != _CLUSTER_URL:
+            raise Unreadable(typed.document.line(("resources", number)), f"not a {_CLUSTER_URL}")
+        yield typed.load(Cluster, ("resources", number))
