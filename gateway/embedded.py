@@ -185,6 +185,7 @@ def envoy(config: Path, ready: Probe, *, threads: int | None = None) -> Part:
             str(envoy_program()),
             *("--config-path", str(config)),
             *("--log-level", "warning"),
+            *("--file-flush-interval-msec", "500"),  # of the access log; ten seconds if nothing is said
             "--disable-hot-restart",  # it would share memory with any other Envoy of the machine
             *(("--concurrency", str(threads)) if threads else ()),
         ),

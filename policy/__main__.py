@@ -57,6 +57,7 @@ FIRST_LOOK_SECONDS = 2.0  # how long the first request may wait for what the ups
 async def serve(settings: PolicySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
+    migrated = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = settings.database_url.get_secret_value()
@@ -78,7 +79,7 @@ async def serve(settings: PolicySettings) -> None:
         read_seeds_timed = timed(metrics.store_called, "postgresql", "read_seeds", read_seeds)
 
         async def database_answers() -> bool:
-            return keyring.up
+            return keyring.up and migrated.is_set()
 
         discovery = Discovery(
             tuple(url.strip() for url in settings.upstreams.split(",") if url.strip()),
@@ -114,6 +115,7 @@ async def serve(settings: PolicySettings) -> None:
 
         async def keep_ledger() -> None:
             await _migrate(database)
+            migrated.set()
             await ledger.run()
 
         async with asyncio.TaskGroup() as tasks:

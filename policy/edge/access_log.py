@@ -43,9 +43,10 @@ def entries(message: Any) -> Iterator[Finished]:
 
 def _entry(entry: Any) -> Finished | None:
     common, request, response = entry.common_properties, entry.request, entry.response
-    request_id = request.request_id
+    # A malformed request gets its id only with its answer.
+    request_id = request.request_id or response.response_headers.get("x-request-id", "")
     if not request_id:
-        return None  # a codec-level 400: Envoy gave it no id, and no response of it carries one
+        return None  # no response carries an id that this entry could be found by
     metadata = common.metadata.filter_metadata
     authz = metadata[AUTHZ].fields if AUTHZ in metadata else {}
     text = {name: authz[name].string_value for name in authz}
@@ -62,6 +63,7 @@ def _entry(entry: Any) -> Finished | None:
     tenant_id = held.get("tenant_id") or (int(text["tenant_id"]) if "tenant_id" in text else None)
     recorded = "recorded" in text
     refused = not reached and status >= 400 and not grant
+    flags = [short for name, short in _FLAGS if getattr(common.response_flags, name)]
     event = {
         "id": request_id,
         "s": str(started_at),
@@ -74,7 +76,7 @@ def _entry(entry: Any) -> Finished | None:
         "addr": address,
         "st": status,
         "reason": text.get("reason", "") or (local_reason(status) if refused else ""),
-        "flags": ",".join(short for name, short in _FLAGS if getattr(common.response_flags, name)),
+        "flags": ",".join([*flags, *filter(None, text.get("signals", "").split(","))]),
         "in": request.request_body_bytes,
         "out": response.response_body_bytes,
         "us": duration.seconds * 1_000_000 + duration.nanos // 1000,

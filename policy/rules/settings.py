@@ -26,8 +26,9 @@ class SharedSettings(BaseSettings):
 
     @property
     def grpc_message_bytes(self) -> int:
-        """Largest gRPC message: a body and what stands around it. grpcio's own default (4 MiB) would be a 500."""
-        return max(4 * 1024 * 1024, self.max_request_body_bytes + 1024 * 1024)
+        """Largest gRPC message: a body and what stands around it. grpcio's own default (4 MiB) would be a 500; an
+        answer that Envoy buffers for processor may have 16 MiB, whatever a request may have."""
+        return max(16 * 1024 * 1024, self.max_request_body_bytes) + 1024 * 1024
 
 
 def listen_address(listen: str) -> str:
