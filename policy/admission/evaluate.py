@@ -110,7 +110,7 @@ class Evaluator:
 
     async def _check(self, request: Request) -> Allow | Deny:
         found = requests.find(request.method, request.path)
-        if found is None:
+        if found is None or found[0].session:  # what browser sessions reach, no key does
             return Deny(Reason.ENDPOINT)
         endpoint, path_model = found
         key = await self.keyring.authenticate(credential(request.headers), request.address, datetime.now(UTC))
@@ -118,43 +118,47 @@ class Evaluator:
             return replace(key, endpoint=endpoint.path)
         plan = Plan(request.request_id, request.started_at, Mode.COUNT, key, endpoint.path, address=request.address)
 
-        if request.query:
-            return await self._refuse(plan, Reason.BAD_REQUEST, "a query string is not allowed here")
-        if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            return await self._refuse(
-                plan, Reason.BAD_REQUEST, "Content-Encoding is not supported: send the body as is"
-            )
-        if endpoint.kind is requests.Kind.LIST:
-            return await self._admit(plan, endpoint, None)
+        ask = await self.read(plan, endpoint, request, path_model)
+        if isinstance(ask, Deny):
+            return ask
         if endpoint.kind is requests.Kind.ENVELOPE:
             return await self._hand_on(plan, asked_for(request.headers.get(TIER_HEADER)))
-        if not request.complete:
-            return await self._refuse(plan, Reason.TOO_LARGE)
-
-        ask = requests.parse(endpoint, request.body, self.bounds, path_model=path_model)
-        if isinstance(ask, Refusal):
-            return await self._refuse(plan, Reason.BAD_REQUEST, ask.message)
         return await self.judge(plan, endpoint, ask)
 
-    async def judge(self, plan: Plan, endpoint: Endpoint, ask: Ask) -> Allow | Deny:
+    async def read(self, plan: Plan, endpoint: Endpoint, request: Request, path_model: str | None) -> Ask | Deny | None:
+        """What is asked; None where there is no body to say so."""
+        if request.query:
+            return await self.refuse(plan, Reason.BAD_REQUEST, "a query string is not allowed here")
+        if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            return await self.refuse(plan, Reason.BAD_REQUEST, "Content-Encoding is not supported: send the body as is")
+        if endpoint.kind in (requests.Kind.LIST, requests.Kind.ENVELOPE):
+            return None
+        if not request.complete:
+            return await self.refuse(plan, Reason.TOO_LARGE)
+        ask = requests.parse(endpoint, request.body, self.bounds, path_model=path_model)
+        return await self.refuse(plan, Reason.BAD_REQUEST, ask.message) if isinstance(ask, Refusal) else ask
+
+    async def judge(self, plan: Plan, endpoint: Endpoint, ask: Ask | None) -> Allow | Deny:
         """Everything that depends on what is asked, wherever the asking body came from: model, caps, cost."""
+        if ask is None:
+            return await self._admit(plan, endpoint, None)
         key = plan.key
         plan = replace(plan, model=ask.model)
         if not self.models.models and not self.models.reachable:
             # Nothing is known because nothing answers: said before permissions are looked at, so of every model alike.
             self.models.refresh_soon()
-            return await self._refuse(plan, Reason.UPSTREAM)
+            return await self.refuse(plan, Reason.UPSTREAM)
         installed = self.models.models.get(ask.model)
         if installed is None or not key.may_use(ask.model):
             if installed is None:
                 self.models.refresh_soon()
-            return await self._refuse(plan, Reason.MODEL)
+            return await self.refuse(plan, Reason.MODEL)
         if plan.tier is not None and not key.tiers.allow(ask.model, plan.tier):
-            return await self._refuse(plan, Reason.TIER)
+            return await self.refuse(plan, Reason.TIER)
         if endpoint.metered:
             cap = completion_cap(key, self.default_max_tokens)
             if ask.max_tokens is not None and ask.max_tokens > cap:
-                return await self._refuse(plan, Reason.BAD_REQUEST, f"more than {cap} completion tokens asked for")
+                return await self.refuse(plan, Reason.BAD_REQUEST, f"more than {cap} completion tokens asked for")
             explicit = ask.max_tokens is not None or not endpoint.generates
             each = 0 if not endpoint.generates else cap if ask.max_tokens is None else ask.max_tokens
             plan = replace(
@@ -163,7 +167,7 @@ class Evaluator:
             )  # fmt: skip
         return await self._admit(plan, endpoint, ask)
 
-    async def _refuse(self, plan: Plan, reason: Reason, message: str = "") -> Deny:
+    async def refuse(self, plan: Plan, reason: Reason, message: str = "") -> Deny:
         """Refuse for what was asked. It counts as a request of its key, so that probing has a rate."""
         plan = replace(plan, mode=Mode.DENY, reason=reason)
         denial = judge(plan, await self._count(plan))
@@ -197,6 +201,7 @@ class Evaluator:
             prompt_bytes=plan.prompt_bytes,
             splices=requests.rewrite(ask, cap=per_completion, model=name),
             hide_usage=not ask.wants_usage,
+            scopes=tuple(scope.name for scope in plan.scopes),
         )
         return Allow(grant, headers, upstream=self.models.upstream_for(ask.model), tenant=plan.key.tenant.name)
 
@@ -204,9 +209,9 @@ class Evaluator:
         """An envelope: key and rate are checked by its headers alone. Processor opens it and has it judged as any body
         is, for the subject that goes along."""
         if not self.envelopes:
-            return await self._refuse(plan, Reason.NO_ENVELOPES)
+            return await self.refuse(plan, Reason.NO_ENVELOPES)
         if tier is None:
-            return await self._refuse(plan, Reason.ENVELOPE)
+            return await self.refuse(plan, Reason.ENVELOPE)
         tally = await self._count(plan)
         denial = judge(plan, tally)
         if denial is not None:

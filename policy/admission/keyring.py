@@ -54,7 +54,8 @@ class Watch(Protocol):
     """Hears of changes."""
 
     async def notice(self) -> str:
-        """The next: `key:<prefix>`, `tenant:<id>`, or anything else for "all". DatabaseDown when none can come."""
+        """The next: `key:<prefix>`, `tenant:<id>`, `sessions`, or anything else for "all". DatabaseDown when none can
+        come."""
 
 
 class KeyStore(Protocol):
@@ -253,6 +254,8 @@ class Keyring:
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     def _forget(self, notice: str) -> None:
+        if notice == "sessions":  # nothing of a key changed
+            return
         self._generation += 1
         self._reading.abandon()
         what, _, which = notice.partition(":")

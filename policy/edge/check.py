@@ -14,7 +14,7 @@ from envoy.service.auth.v3 import external_auth_pb2
 from envoy.type.v3 import http_status_pb2
 from google.rpc import code_pb2, status_pb2
 
-from policy.rules.decision import Allow, Deny, Request
+from policy.rules.decision import Allow, Answer, Deny, Request
 from policy.rules.endpoints import DETAILED
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ def request_from(message: Any) -> Request:
     )
 
 
-def response_to(decision: Allow | Deny, request: Request) -> Any:
+def response_to(decision: Allow | Deny | Answer, request: Request) -> Any:
     """What Envoy is to do."""
+    if isinstance(decision, Answer):
+        return _answered(decision)
     return _allowed(decision) if isinstance(decision, Allow) else _denied(decision, request)
 
 
@@ -70,6 +72,26 @@ def _allowed(allow: Allow) -> Any:
         metadata["model"].string_value = allow.grant.model
     else:
         response.dynamic_metadata.fields["tenant"].string_value = allow.tenant
+    if allow.signals:
+        response.dynamic_metadata.fields["signals"].string_value = ",".join(allow.signals)
+    return response
+
+
+def _answered(answer: Answer) -> Any:
+    """To Envoy an answer of policy's own is a denial, whatever its status says: the request goes no further."""
+    response = CheckResponse(status=_DENIED)
+    denied = response.denied_response
+    denied.status.code = answer.status
+    denied.body = answer.body.decode()
+    _set(denied.headers, (("content-type", "application/json"), *answer.headers))
+    metadata = response.dynamic_metadata.fields
+    for name, value in (("tenant", answer.tenant), ("key_prefix", answer.key_prefix), ("endpoint", answer.endpoint)):
+        if value:
+            metadata[name].string_value = value
+    if answer.tenant_id:
+        metadata["tenant_id"].string_value = str(answer.tenant_id)
+    if answer.unrecorded:
+        metadata["recorded"].string_value = "0"
     return response
 
 

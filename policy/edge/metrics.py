@@ -73,6 +73,11 @@ class Metrics:
         self._edge_refusals = counter(
             "paddock_edge_refusals_total", "Requests that Envoy refused by itself.", reason=OUTCOMES_MAX
         )
+        self._signals = counter(
+            "paddock_session_signals_total",
+            "Admitted session requests with something odd about them, such as another fingerprint.",
+            signal=OUTCOMES_MAX,
+        )
         self._checks = histogram("paddock_check_duration_seconds", "Time to judge one request.", decision=None)
         self._loop_lag = histogram(
             "paddock_event_loop_lag_seconds", "How late a timer of the event loop ran.", service=None
@@ -131,6 +136,11 @@ class Metrics:
     def refused_at_edge(self, reason: str) -> None:
         """Envoy refused a request without asking anybody: a blocked path, a body too large, an outage."""
         self._edge_refusals(reason).inc()
+
+    @fails_open
+    def signalled(self, signal: str) -> None:
+        """Something was noticed about an admitted request, and not held against it."""
+        self._signals(signal).inc()
 
     @fails_open
     def verified(self, outcome: str, waited: float, took: float | None) -> None:

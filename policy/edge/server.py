@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from policy.edge import access_log, check
-from policy.rules.decision import Deny, Reason
+from policy.rules.decision import Answer, Deny, Reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Judge(Protocol):
     """Admits or refuses a request."""
 
-    async def check(self, request: Request) -> Allow | Deny: ...
+    async def check(self, request: Request) -> Allow | Deny | Answer: ...
 
 
 class Journal(Protocol):
@@ -43,6 +43,7 @@ class Observer(Protocol):
     """Is told of each decision and how long it took, in seconds."""
 
     def decided(self, endpoint: str, reason: str, seconds: float) -> None: ...
+    def signalled(self, signal: str) -> None: ...
 
 
 class EdgeObserver(Protocol):
@@ -68,7 +69,11 @@ class Authorization:
             decision = Deny(Reason.FAULT)
         if isinstance(decision, Deny):
             endpoint, reason = decision.endpoint, decision.reason.value
+        elif isinstance(decision, Answer):
+            endpoint, reason = decision.endpoint, "allowed"
         else:
+            for signal in decision.signals:
+                self._observer.signalled(signal)
             endpoint, reason = decision.grant.endpoint if decision.grant else request.path, "allowed"
         self._observer.decided(endpoint, reason, time.perf_counter() - begun)
         return check.response_to(decision, request)

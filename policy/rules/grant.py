@@ -53,6 +53,7 @@ class Grant:
     splices: tuple[Splice, ...] = ()  # what the request body must have changed before the upstream sees it
     hide_usage: bool = False  # usage was asked for upstream on the gateway's behalf: keep it from the client
     headers: tuple[tuple[str, str], ...] = ()  # reserved for duties that answer by themselves
+    scopes: tuple[str, ...] = ()  # names of what else the reservation stands in, besides tenant and key
     subject: Subject | None = None  # with ENVELOPE: for whom what was in it is judged
 
     def to_json(self) -> str:
@@ -72,6 +73,7 @@ class Grant:
             fields["duty"] = Duty(fields["duty"])
             fields["splices"] = tuple(Splice(*splice) for splice in fields["splices"])
             fields["headers"] = tuple((name, value) for name, value in fields["headers"])
+            fields["scopes"] = tuple(fields["scopes"])
             if "subject" in fields:
                 fields["subject"] = Subject.from_fields(fields["subject"])
             return cls(**fields)

@@ -14,6 +14,7 @@ from policy.rules.decision import Deny, Reason
 
 if TYPE_CHECKING:
     from policy.rules.limits import Limits
+    from policy.rules.sessions import Scope
     from policy.rules.tenants import Key
     from policy.rules.tiers import Tier
 
@@ -45,6 +46,8 @@ class Plan:
     explicit: bool = False  # the client named the cap itself: all of it must fit
     completions: int = 1
     reason: Reason | None = None  # with DENY
+    scopes: tuple[Scope, ...] = ()  # besides tenant and key
+    signature: str = ""  # of the request, to be seen once; see `policy.rules.request_signature`
     counted: bool = False  # among the requests already: its key was checked before its body could be read
     tier: Tier | None = None  # the security tier that the model must be on; None where tiers do not matter
 
@@ -116,7 +119,7 @@ def judge(plan: Plan, tally: Tally) -> Deny | None:
     reason = tally.refused or plan.reason
     if reason is None:
         return None
-    wait = max(1, -(-tally.wait_ms // 1000)) if tally.refused else None
+    wait = max(1, -(-tally.wait_ms // 1000)) if tally.refused and tally.wait_ms else None
     return Deny(
         reason,
         headers=rate_headers(tally, admitted=tally.refused is None and not plan.counted),

@@ -93,6 +93,10 @@ class SigningKey:
         """32 bytes that a session signs its requests with: derived each time, stored nowhere."""
         return hmac.digest(self._requests, session_id.encode("ascii"), "sha256")
 
+    def request_key_text(self, session_id: str) -> str:
+        """The same as the session is told it, once."""
+        return base64url(self.request_key(session_id))
+
 
 @dataclass(frozen=True, slots=True)
 class KeySet:

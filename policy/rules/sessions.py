@@ -22,6 +22,7 @@ from policy.rules.tenants import Key
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from policy.rules.decision import Reason
     from policy.rules.session_token import Claims, KeySet
     from policy.rules.tenants import Tenant
 
@@ -93,6 +94,15 @@ class Scope:
     name: str
     limits: Limits
     keep_ms: int  # how long it is kept after its last use; 0: it must be there already, and keeps its own end
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why the counter store opened no session."""
+
+    reason: Reason
+    wait: int  # whole seconds after which it may be tried again
+    counted: bool  # only counted: past the rate, it has no audit row of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ class Identity:
     key_prefix: str
     model: str
     endpoint: str
+    scopes: tuple[str, ...] = ()  # names of those besides tenant and key
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,18 @@ local function release(scope, tokens)
   redis.call('HINCRBY', scope, 'n', -1)
 end
 
+-- The same for a scope that may have ended since (a session), or ended and begun anew (an address): what is gone stays
+-- gone, and what is new never owes for what was before.
+local function release_from(scope, tokens)
+  local v = redis.call('HMGET', scope, 'open', 'n')
+  if v[1] then redis.call('HSET', scope, 'open', math.max(0, tonumber(v[1]) - tokens)) end
+  if v[2] then redis.call('HSET', scope, 'n', math.max(0, tonumber(v[2]) - 1)) end
+end
+
+local function charge_to(scope, day, month, now, tokens)
+  if redis.call('HEXISTS', scope, 'tot') == 1 then charge(scope, day, month, now, tokens) end
+end
+
 -- A model's tokens per prompt byte, times 10 000, as learned by this shard; the start is a careful one.
 local START_RATIO, OVERHEAD, MARGIN = 3500, 8, 1.1
 local function estimate(ratios, model, bytes)

@@ -134,7 +134,7 @@ class Watch:
         await self._connection.add_listener(CHANNEL, lambda *notice: self._notices.put_nowait(str(notice[3])))
 
     async def notice(self) -> str:
-        """Wait for the next: `key:<prefix>`, `tenant:<id>` or `all`.
+        """Wait for the next: `key:<prefix>`, `tenant:<id>`, `sessions` or `all`.
 
         DatabaseDown as soon as the connection is lost, or when the server gave no sign of life for two seconds.
         """

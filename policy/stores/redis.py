@@ -29,6 +29,7 @@ from policy.rules.decision import Reason
 from policy.rules.faults import StoreDown
 from policy.rules.judgement import Figures, Plan, Tally
 from policy.rules.limits import Limits
+from policy.rules.request_signature import REMEMBERED
 from policy.rules.settlement import Expired, Identity
 from policy.stores.multiplex import Multiplexed
 
@@ -75,11 +76,15 @@ class Keys:
     def key(self, key_id: int) -> str:
         return f"{self.tag}k:{key_id}"
 
+    def scope(self, name: str) -> str:
+        """A scope besides those two, or anything else that a tenant's name keeps apart: see `policy.rules.sessions`."""
+        return self.tag + name
+
 
 KEYS = tuple(Keys(shard) for shard in range(SHARDS))
 
 
-class _Script:
+class Script:
     """A script and its digest; the server learns the text once, after a restart again."""
 
     __slots__ = ("sha", "text")
@@ -90,7 +95,7 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-ADMIT, SETTLE, RENEW, EXPIRED, LOG = (_Script(name) for name in ("admit", "settle", "renew", "expired", "log"))
+ADMIT, SETTLE, RENEW, EXPIRED, LOG = (Script(name) for name in ("admit", "settle", "renew", "expired", "log"))
 
 
 def _limits(limits: Limits) -> tuple[int, ...]:
@@ -161,16 +166,19 @@ class RedisStore:
         reply = await self._call(
             ADMIT,
             (keys.tenant(tenant.id), keys.key(key.id), keys.reservations, keys.leases, keys.events, keys.epoch,
-             keys.ratios, keys.refusals),
-            (self.clock, plan.request_id, plan.mode, plan.model, plan.prompt_bytes, plan.cap,
-             "1" if plan.explicit else "0", plan.completions, LEASE_MS, self._epoch, _identity(plan), _event(plan),
-             "" if seed is None else json.dumps([astuple(s) for s in seed]), "1" if own else "0",
-             *_limits(tenant.limits), *(_limits(key.limits) if own else _NO_LIMITS), plan.address, REFUSALS_KEPT),
+             keys.ratios, keys.refusals, *(keys.scope(scope.name) for scope in plan.scopes),
+             *([keys.scope(f"sg:{key.prefix}:{plan.signature}")] if plan.signature else ())),
+            (self.clock, plan.request_id, plan.mode + "+" if plan.counted else plan.mode, plan.model,
+             plan.prompt_bytes, plan.cap, "1" if plan.explicit else "0", plan.completions, LEASE_MS, self._epoch,
+             _identity(plan), _event(plan), "" if seed is None else json.dumps([astuple(s) for s in seed]),
+             "1" if own else "0", *_limits(tenant.limits), *(_limits(key.limits) if own else _NO_LIMITS),
+             plan.address, REFUSALS_KEPT, len(plan.scopes), REMEMBERED * 1000 if plan.signature else "",
+             *(figure for scope in plan.scopes for figure in (scope.keep_ms, *_limits(scope.limits)))),
         )  # fmt: skip
         verdict = reply[0].decode()
         if verdict == "seed":
             return None
-        limits = (tenant.limits, key.limits)
+        limits = (tenant.limits, *((key.limits,) if own else ()), *(scope.limits for scope in plan.scopes))
         figures = [int(n) for n in reply[7:]]
         return Tally(
             refused=None if verdict == "ok" else Reason(verdict),
@@ -185,8 +193,9 @@ class RedisStore:
     async def settle(self, grant: Grant, settlement: Settlement) -> str:
         """Replace the reservation of `grant` by what was used; safe to repeat. Returns settled, done or late."""
         identity = Identity(
-            grant.started_at, grant.tenant_id, grant.tenant, grant.key_id, grant.key_prefix, grant.model, grant.endpoint
-        )
+            grant.started_at, grant.tenant_id, grant.tenant, grant.key_id, grant.key_prefix, grant.model,
+            grant.endpoint, grant.scopes,
+        )  # fmt: skip
         return await self.settle_as(
             grant.request_id, identity, settlement, epoch=grant.epoch, estimate=grant.prompt_tokens
         )
@@ -202,7 +211,8 @@ class RedisStore:
         reply = await self._call(
             SETTLE,
             (keys.tenant(identity.tenant_id), keys.key(identity.key_id), keys.reservations, keys.leases, keys.events,
-             keys.epoch, keys.ratios, keys.progress, f"{keys.tag}late:{request_id}"),
+             keys.epoch, keys.ratios, keys.progress, f"{keys.tag}late:{request_id}",
+             *(keys.scope(name) for name in identity.scopes)),
             (self.clock, request_id, epoch, prompt, settlement.completion_tokens,
              "1" if settlement.exact else "0", json.dumps({"id": request_id, **settlement.event}),
              _pack(identity), estimate),
@@ -292,7 +302,15 @@ class RedisStore:
     async def open_reservations(self) -> int:
         return sum([await self._run(self._client.hlen(keys.reservations)) for keys in KEYS])
 
-    async def _call(self, script: _Script, keys: Sequence[str], args: Sequence[object]) -> Any:
+    async def script(self, script: Script, keys: Sequence[str], args: Sequence[object]) -> Any:
+        """Run a script of `sessions_redis`; the keys lie in one shard."""
+        return await self._call(script, keys, args)
+
+    async def ask(self, command: str, *words: object) -> Any:
+        """One command of the store, on one key."""
+        return await self._run(self._client.execute_command(command, *cast("Sequence[str]", words)))
+
+    async def _call(self, script: Script, keys: Sequence[str], args: Sequence[object]) -> Any:
         words = [arg if isinstance(arg, (str, bytes, int)) else str(arg) for arg in args]
         try:
             if self._scripts is None:
@@ -306,7 +324,7 @@ class RedisStore:
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreDown(_short(error)) from error
 
-    async def _evaluate(self, script: _Script, keys: Sequence[str], words: list[str | bytes | int]) -> Any:
+    async def _evaluate(self, script: Script, keys: Sequence[str], words: list[str | bytes | int]) -> Any:
         arguments = cast("list[str]", words)
         try:
             return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
@@ -328,21 +346,28 @@ def _short(error: Exception) -> str:
 def _identity(plan: Plan) -> str:
     key = plan.key
     return _pack(
-        Identity(plan.started_at, key.tenant.id, key.tenant.name, key.id, key.prefix, plan.model, plan.endpoint)
-    )
+        Identity(
+            plan.started_at, key.tenant.id, key.tenant.name, key.id, key.prefix, plan.model, plan.endpoint,
+            tuple(scope.name for scope in plan.scopes),
+        )
+    )  # fmt: skip
 
 
 def _pack(identity: Identity) -> str:
     # Microseconds travel as text: Lua's JSON keeps 14 digits of a number, and they have 16.
     return _ENCODER.encode(
         {"s": str(identity.started_at), "t": identity.tenant_id, "tn": identity.tenant, "k": identity.key_id,
-         "kp": identity.key_prefix, "model": identity.model, "ep": identity.endpoint},
+         "kp": identity.key_prefix, "model": identity.model, "ep": identity.endpoint,
+         **({"x": identity.scopes} if identity.scopes else {})},
     )  # fmt: skip
 
 
 def _unpack(packed: bytes) -> Identity:
     held = json.loads(packed)
-    return Identity(int(held["s"]), held["t"], held["tn"], held["k"], held["kp"], held["model"], held["ep"])
+    return Identity(
+        int(held["s"]), held["t"], held["tn"], held["k"], held["kp"], held["model"], held["ep"],
+        tuple(held.get("x", ())),
+    )  # fmt: skip
 
 
 def _event(plan: Plan) -> str:
@@ -355,7 +380,7 @@ def _event(plan: Plan) -> str:
 
 
 async def _run_script(
-    connection: Multiplexed, script: _Script, keys: Sequence[str], words: Sequence[str | bytes | int]
+    connection: Multiplexed, script: Script, keys: Sequence[str], words: Sequence[str | bytes | int]
 ) -> Any:
     reply = await connection.execute("EVALSHA", script.sha, len(keys), *keys, *words)
     if isinstance(reply, hiredis.ReplyError):

@@ -1,7 +1,7 @@
 -- Settle one reservation by what was used: once, whoever asks and however often.
 --
 -- KEYS: 1 tenant scope, 2 key scope, 3 reservations, 4 leases, 5 events, 6 epoch, 7 ratios, 8 progress,
---       9 marker of a settlement that outlived the store
+--       9 marker of a settlement that outlived the store, then the further scopes of the admission
 -- ARGV: 1 clock override, 2 request id, 3 epoch of the grant, 4 prompt tokens (-1: as estimated), 5 completion tokens,
 --       6 '1' if exact, 7 event JSON, 8 identity JSON (for a store that lost the reservation), 9 prompt estimate
 -- Returns 'settled', 'done' (it already was) or 'late' (the store had lost it; it is charged all the same).
@@ -24,6 +24,10 @@ if held then
   if r.kc == 1 then
     release(KEYS[2], r.r)
     charge(KEYS[2], day, month, now, prompt + completion)
+  end
+  for i = 1, #(r.x or {}) do
+    release_from(KEYS[9 + i], r.r)
+    charge_to(KEYS[9 + i], day, month, now, prompt + completion)
   end
   if ARGV[6] == '1' then learn(KEYS[7], r.model, r.b, prompt) end
 else

@@ -145,7 +145,7 @@ def wrong(key: ApiKey) -> ApiKey:
 
 def forged(prefix: str) -> str:
     body = prefix + keys.mint(os.urandom).reveal()[12:-6]
-    return body + keys._checksum(body)
+    return body + keys.checksum(body)
 
 
 def unknown() -> ApiKey:
