@@ -7,8 +7,8 @@ from envoy_data_plane.google.protobuf import UInt64Value
 from envoy_data_plane.message_pool import default_message_pool
 from pydantic.dataclasses import dataclass
 
-# Fields that the shipped file uses and no rule asks about.
-FIELDS = frozenset({"enable_retry_after_header"})
+# Fields that the shipped files use and no rule asks about: newer than the library, or (5xx) misread by it.
+FIELDS = frozenset({"enable_retry_after_header", "consecutive_5xx", "enforcing_consecutive_5xx"})
 
 
 @dataclass(eq=False, repr=False)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import betterproto2
+from betterproto2.casing import safe_snake_case
 from envoy_data_plane.google.protobuf import Any as Packed
 from envoy_data_plane.google.protobuf import Struct
 from envoy_data_plane.message_pool import default_message_pool
@@ -82,10 +83,12 @@ class Typed:
             if attribute == "@type":
                 continue
             where = (*path, attribute)
-            if not hasattr(message, attribute):
+            if not hasattr(message, attribute) or safe_snake_case(name) not in (attribute, f"{attribute}_"):
                 if attribute not in newer_types.FIELDS:
                     self.unknown.append((where, f"field {name}"))
                 continue
+            if value is not None and getattr(message, attribute) is None:
+                raise Unreadable(self.document.line(where), f"{name} and another field exclude each other")
             for part, content, at in _pairs(getattr(message, attribute), value, where):
                 if isinstance(part, Packed):
                     inside = self._unpacked[id(part)] = part.unpack()
