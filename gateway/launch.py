@@ -193,6 +193,7 @@ class Launch:
         passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         return passed | {
             "PYTHONUNBUFFERED": "1",
+            "PADDOCK_ACCESS_LOG_FILE": str(self._home.logs / "envoy.log"),
             "PROMETHEUS_MULTIPROC_DIR": str(self._metrics),
             **self._config.environment,
             **self._server_keys,

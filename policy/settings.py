@@ -30,16 +30,9 @@ class PolicySettings(SharedSettings):
         description="Networks that may read /metrics from policy's own HTTP port, separated by commas. "
         "Through Envoy it is loopback alone, whatever stands here.",
     )
-    upstreams: str = Field(
-        default="http://127.0.0.1:11434", description="Base URLs of the Ollama machines, separated by commas."
-    )
-    default_max_tokens: int = Field(
-        default=16_384,
-        ge=1,
-        description="Cap of one completion where neither the key nor its tenant has one.",
-    )
-    discovery_interval_seconds: float = Field(
-        default=10.0, gt=0, description="How often each upstream is asked which models it has."
+    access_log_file: Path | None = Field(
+        default=None,
+        description="Envoy's access log, where this process can read it: what the log's stream lost is found there.",
     )
     retention_days: int = Field(
         default=400, ge=1, description="Audit rows older than this are dropped, a month's partition at a time."

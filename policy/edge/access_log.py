@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
-from policy.rules.events import Finished
+from policy.rules.events import Finished, local_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,11 +87,3 @@ def _entry(entry: Any) -> Finished | None:
         reached, response.response_body_bytes, json.dumps(event, separators=(",", ":")),
         edge_reason=local_reason(status) if refused and "reason" not in text else "",
     )  # fmt: skip
-
-
-def local_reason(status: int) -> str:
-    """The reason of a refusal that Envoy made by itself, from its status alone."""
-    return {
-        400: "bad_request", 403: "endpoint_blocked", 413: "too_large", 429: "address_rate", 502: "upstream_unavailable",
-        503: "fault", 504: "upstream_unavailable",
-    }.get(status, "edge")  # fmt: skip

@@ -73,3 +73,11 @@ def batch(events: Iterable[Mapping[bytes, bytes]]) -> Batch:
         else:
             raise ValueError(f"an event of no known kind: {kind!r}")
     return found
+
+
+def local_reason(status: int) -> str:
+    """The reason of a refusal that Envoy made by itself, from its status alone."""
+    return {
+        400: "bad_request", 403: "endpoint_blocked", 413: "too_large", 429: "address_rate", 502: "upstream_unavailable",
+        503: "fault", 504: "upstream_unavailable",
+    }.get(status, "edge")  # fmt: skip

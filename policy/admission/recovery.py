@@ -1,0 +1,107 @@
+"""What the access log's stream lost, found again in Envoy's own file.
+
+The stream has no acknowledgement: entries that policy had taken and not yet written die with it, and while no policy
+runs Envoy's are dropped. Where the file is at hand (PADDOCK_ACCESS_LOG_FILE, which `paddock up` sets), the process that
+leads the ledger reads it a few seconds behind, and writes what no row tells yet. Reading it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from policy.rules.access_line import parse
+from policy.rules.faults import DatabaseDown, StoreDown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from policy.rules.events import Finished
+
+log = logging.getLogger(__name__)
+
+BEHIND_SECONDS = 4.0  # the stream has had its time by then
+EVERY_SECONDS = 1.0
+
+
+class Source(Protocol):
+    """The file: lines after a mark, each with the mark after it."""
+
+    def lines(self, mark: str) -> list[tuple[bytes, str]]: ...
+
+
+class Marks(Protocol):
+    """Remembers how far a source was read."""
+
+    async def mark(self) -> str: ...
+    async def set_mark(self, mark: str) -> None: ...
+
+
+class Told(Protocol):
+    """Which requests the ledger knows the end of, and which addresses were counted in a minute."""
+
+    async def told(self, request_ids: Collection[str]) -> set[str]: ...
+    async def counted(self, minutes: Collection[tuple[int, str]]) -> set[tuple[int, str]]: ...
+
+
+class Writer(Protocol):
+    """Takes down finished requests."""
+
+    async def write(self, entries: Iterable[Finished]) -> None: ...
+
+
+class Recovery:
+    """Reads behind the stream while `leads` says that this process writes the ledger."""
+
+    def __init__(self, source: Source, marks: Marks, told: Told, writer: Writer, leads: Callable[[], bool]) -> None:
+        self._source = source
+        self._marks = marks
+        self._told = told
+        self._writer = writer
+        self._leads = leads
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                more = self._leads() and await self.once()
+            except (StoreDown, DatabaseDown) as fault:
+                more = False
+                log.warning("access log not read", extra={"fault": f"{type(fault).__name__}: {fault}"})
+            if not more:
+                await asyncio.sleep(EVERY_SECONDS)
+
+    async def once(self) -> bool:
+        """Read one piece; say whether another may follow."""
+        mark = await self._marks.mark()
+        ripe, reached = [], mark
+        until = (time.time() - BEHIND_SECONDS) * 1e6
+        lines = await asyncio.to_thread(self._source.lines, mark)
+        for line, after in lines:
+            entry = parse(line)
+            if entry is not None:
+                if entry.started_at > until and entry.started_at < until + 3600e6:
+                    break  # a clock that jumped must not hold us up for ever
+                ripe.append(entry)
+            reached = after
+        if ripe:
+            await self._write(ripe)
+        if reached != mark:
+            await self._marks.set_mark(reached)
+        return reached != mark
+
+    async def _write(self, entries: list[Finished]) -> None:
+        told = await self._told.told([entry.request_id for entry in entries])
+        missing = [entry for entry in entries if entry.request_id not in told]
+        if not missing:
+            return
+        minutes = {(entry.started_at // 60_000_000, entry.address) for entry in missing if entry.refused}
+        counted = await self._told.counted(minutes)
+        await self._writer.write(
+            entry
+            for entry in missing
+            if not (entry.refused and (entry.started_at // 60_000_000, entry.address) in counted)
+        )
+        log.info("recovered", extra={"requests": len(missing)})

@@ -1,0 +1,71 @@
+"""A line of Envoy's own access log, read as what its log stream would have said.
+
+The stream to policy has no acknowledgement: what it carried when policy died is gone, and so is what Envoy refused by
+itself while no policy ran. Where the gateway can read the file too (`paddock up`), such requests are found there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from policy.rules.events import Finished, local_reason
+
+_TEXT_MAX = 200
+
+
+def parse(line: bytes) -> Finished | None:
+    """The request that a line tells of; None for a line that is no entry (Envoy's own messages stand in between)."""
+    if not line.startswith(b"{"):
+        return None
+    try:
+        entry = json.loads(line)
+        started_at = int(entry["started_us"])
+        status = int(entry["status"])
+        request_id = entry["request_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(request_id, str) or not request_id:
+        return None
+    reached = bool(entry.get("upstream")) and entry.get("route") not in _OWN_PAGES
+    admitted = bool(entry.get("tenant")) and not entry.get("reason")
+    refused = status >= 400 and not reached and not admitted
+    found = entry.get("tenant_id")
+    tenant_id = int(found) if isinstance(found, str) and found.isdigit() else None
+    address = _text(entry, "client")
+    event = {
+        "id": request_id,
+        "s": str(started_at),
+        "t": tenant_id,
+        "tn": _text(entry, "tenant"),
+        "kp": _text(entry, "key_prefix"),
+        "model": _text(entry, "model"),
+        "ep": _text(entry, "endpoint") or _text(entry, "path"),
+        "method": _text(entry, "method"),
+        "addr": address,
+        "st": status,
+        "reason": _text(entry, "reason") or (local_reason(status) if refused else ""),
+        "flags": _text(entry, "flags").replace("-", ""),
+        "in": _number(entry, "bytes_received"),
+        "out": _number(entry, "bytes_sent"),
+        "us": _number(entry, "duration_ms") * 1000,
+        "up_us": None,
+    }
+    return Finished(
+        request_id, started_at, tenant_id, address, refused, bool(entry.get("recorded")),
+        entry.get("recorded") == "0", "", settled=True, reached_upstream=reached, response_bytes=0,
+        event=json.dumps(event, separators=(",", ":")),
+    )  # fmt: skip
+
+
+_OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "models"))
+
+
+def _text(entry: dict[str, Any], name: str) -> str:
+    value = entry.get(name)
+    return value[:_TEXT_MAX] if isinstance(value, str) else ""
+
+
+def _number(entry: dict[str, Any], name: str) -> int:
+    value = entry.get(name)
+    return value if isinstance(value, int) else 0
