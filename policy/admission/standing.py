@@ -1,7 +1,8 @@
 """How the books stand: what waits to be carried to the ledger, and what is reserved, measured where it waits.
 
 Who leads the ledger measures, once for all processes. Where this process cannot even ask for the lead, because a store
-is down, perhaps nobody leads: then it measures too, since that is when the figures matter.
+is down, perhaps nobody leads: then it measures too, since that is when the figures matter. Who leads no longer takes
+its figures back, or they would stand beside the new leader's for ever.
 """
 
 from __future__ import annotations
@@ -40,8 +41,15 @@ class Observer(Protocol):
 
 async def watch(ledger: Lead, store: Store, observer: Observer) -> None:
     """For ever: measure and tell."""
+    told = False
     while True:
-        if ledger.leading or ledger.waits:
+        if not (ledger.leading or ledger.waits):
+            if told:
+                observer.ledger_at(0.0, 0)
+                observer.reservations_open(0)
+            told = False
+        else:
+            told = True
             try:
                 pending, age, reserved = await store.standing()
             except StoreDown:

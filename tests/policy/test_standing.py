@@ -76,6 +76,23 @@ def test_who_only_follows_leaves_it_to_the_leader(monkeypatch: pytest.MonkeyPatc
     assert store.looks == 0
 
 
+def test_who_leads_no_longer_takes_its_figures_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "EVERY", 0)
+    lead, observer = Lead(leading=True), Observer()
+
+    async def scenario() -> None:
+        watching = asyncio.ensure_future(standing.watch(lead, Store(), observer))
+        await asyncio.sleep(0)
+        lead.leading = False
+        for _ in range(4):
+            await asyncio.sleep(0)
+        watching.cancel()
+
+    asyncio.run(scenario())
+    assert observer.told == [(0.1, 1), (0.0, 0)]
+    assert observer.open == [5, 0]
+
+
 def test_a_store_that_is_down_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     observer = watched(Lead(leading=True), Store(down=2), monkeypatch)
     assert observer.told[0] == (0.3, 3)
