@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from gateway.envoy_envelopes import add_tiers, limit_envelopes
 from gateway.envoy_upstreams import ollama_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy's
@@ -91,12 +92,15 @@ def adapt(
     processor: Sequence[Address],
     upstreams: Sequence[str],
     max_request_body_bytes: int,
+    max_envelope_bytes: int | None = None,
+    tier_upstreams: Mapping[str, Sequence[str]] | None = None,
     address_rate: Rate | None = None,
 ) -> Config:
     """The shipped configuration with these addresses and this limit.
 
-    `upstreams` are base URLs of Ollama hosts. `address_rate` replaces the shipped limit for each client address. Raises
-    ValueError on a URL that Envoy cannot be pointed at.
+    `upstreams` are base URLs of Ollama hosts; `tier_upstreams` those of security tiers that have their own.
+    `max_envelope_bytes` and `address_rate` replace the shipped size of an envelope and the shipped limit for each
+    client address. Raises ValueError on a URL that Envoy cannot be pointed at.
     """
     bootstrap = _load(shipped)
     bootstrap["admin"]["address"] = admin.node()
@@ -105,10 +109,14 @@ def adapt(
     for name, addresses in (("policy", policy), ("policy_http", policy_http), ("processor", processor)):
         _move(_cluster(bootstrap, name), addresses)
     _limit_bodies(front, max_request_body_bytes)
+    limit_envelopes(_manager(front), max_envelope_bytes, plain=max_request_body_bytes, slack=_BUFFER_SLACK)
     if address_rate is not None:
         _limit_addresses(front, address_rate)
     hosts = _load(clusters)
-    hosts["resources"] = [ollama_cluster(cluster, upstreams) for cluster in hosts["resources"]]
+    add_tiers(_manager(front), hosts, tier_upstreams or {})
+    for number, cluster in enumerate(hosts["resources"]):
+        if cluster["name"] == "ollama":
+            hosts["resources"][number] = ollama_cluster(cluster, upstreams)
     return Config(bootstrap, hosts)
 
 

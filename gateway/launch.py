@@ -223,6 +223,7 @@ class Launch:
     def _envoy_config(self, port: Port, urls: tuple[str, ...]) -> Path:
         from gateway import envoy_config  # YAML takes its time: read while the stores start
         from gateway.envoy_config import Address
+        from policy.rules.tiers import parse_upstreams
 
         def sockets(listener: str) -> list[Address]:
             return [Address(path=str(self._home.socket(f"{listener}-{n}"))) for n in range(self._config.workers)]
@@ -239,9 +240,16 @@ class Launch:
             processor=sockets("processor"),
             upstreams=urls,
             max_request_body_bytes=self._body_limit(),
+            max_envelope_bytes=int(self._set("PADDOCK_MAX_ENVELOPE_BYTES") or 0) or None,
+            tier_upstreams={
+                tier.value: urls for tier, urls in parse_upstreams(self._set("PADDOCK_TIER_UPSTREAMS")).items()
+            },
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
         )
         return envoy_config.write(config, self._home.path / "envoy")
+
+    def _set(self, name: str) -> str:
+        return {**os.environ, **self._config.environment}.get(name, "")
 
     def _body_limit(self) -> int:
         from policy.settings import PolicySettings

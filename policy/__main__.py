@@ -14,9 +14,12 @@ import os
 import secrets
 import signal
 import sys
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -44,6 +47,7 @@ from policy.stores.ledger_postgres import LedgerTables, seeds
 from policy.stores.migrate import upgrade
 from policy.stores.postgres import Postgres
 from policy.stores.timed import TimedCounters, TimedKeys, TimedRows, timed
+from processor.server_key_files import ServerKeyError, read_public  # a file format: nothing that opens anything
 
 if TYPE_CHECKING:
     from policy.rules.settlement import Seed
@@ -94,7 +98,7 @@ async def serve(settings: PolicySettings) -> None:
         journal = Journal(counters)
         evaluator = Evaluator(
             keyring, discovery, counters, DrainedSeeds(counters, read_seeds_timed), Bounds(),
-            settings.default_max_tokens, metrics.tallied,
+            settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir),
         )  # fmt: skip
         endpoints = Endpoints(
             version=version("paddock"),
@@ -103,6 +107,7 @@ async def serve(settings: PolicySettings) -> None:
             readiness=Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check}),
             exposition=metrics.exposition,
             metrics_from=(network.strip() for network in settings.metrics_from.split(",") if network.strip()),
+            server_key=partial(_public_key, Path(settings.server_key_dir)) if settings.server_key_dir else None,
         )
         server = grpc.aio.server(
             options=[
@@ -141,6 +146,16 @@ async def serve(settings: PolicySettings) -> None:
             await server.stop(GRACE_SECONDS)
             for part in parts:
                 part.cancel()
+
+
+def _public_key(directory: Path) -> bytes | None:
+    """The current server key in PEM; None while there is none, or none that can be read."""
+    try:
+        keys = read_public(directory, int(time.time()))
+    except ServerKeyError as error:
+        log.error("no server key can be served", extra={"fault": str(error)})
+        return None
+    return keys[0].pem if keys else None
 
 
 async def _migrate(database: str) -> None:

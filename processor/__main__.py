@@ -10,27 +10,47 @@ import os
 import secrets
 import signal
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import uvloop
 from pydantic import ValidationError
 
+from policy.admission.discovery import Discovery
+from policy.admission.evaluate import Evaluator
 from policy.rules import logs
+from policy.rules.decision import Deny, Reason
+from policy.rules.faults import StoreDown
+from policy.rules.requests import Bounds
 from policy.rules.settings import listen_address
+from policy.rules.tiers import Tier, parse_upstreams
 from policy.stores import redis
 from policy.stores.timed import TimedCounters
 from processor import memory
 from processor.edge import metrics
 from processor.edge.server import ExternalProcessor, handler
+from processor.envelopes import Envelopes, Limits
+from processor.replays import Replays
+from processor.server_key_files import ServerKeyError
+from processor.server_keys import ServerKeys, read_passphrase
 from processor.settings import ProcessorSettings
 from processor.settling import Settling
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import datetime
+
+    from policy.rules.settlement import Seed
 
 log = logging.getLogger("processor")
 
 GRACE_SECONDS = 5.0
+FIRST_LOOK_SECONDS = 2.0  # how long the first envelope may wait for what the upstreams have
 
 
-async def serve(settings: ProcessorSettings) -> None:
+async def serve(settings: ProcessorSettings, protection: memory.Protection) -> None:
     """Serve until SIGTERM or SIGINT; what is still to be settled then is settled first."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -49,12 +69,16 @@ async def serve(settings: ProcessorSettings) -> None:
             ("grpc.so_reuseport", 0),
         ]
     )
-    server.add_generic_rpc_handlers((handler(ExternalProcessor(settling, observer)),))
+    sealing = _sealing(settings, counters, observer, protection) if settings.server_key_dir else None
+    envelopes = None if sealing is None else sealing.envelopes
+    server.add_generic_rpc_handlers((handler(ExternalProcessor(settling, observer, envelopes)),))
     if settings.processor_metrics_listen:
         metrics.serve(settings.processor_metrics_listen)
     try:
         async with asyncio.TaskGroup() as tasks:
-            settler = tasks.create_task(settling.run(), name="settling")
+            parts = [tasks.create_task(settling.run(), name="settling")]
+            if sealing is not None:
+                parts += [tasks.create_task(part) for part in sealing.parts()]
             await _listen(server, listen_address(settings.processor_listen))
             log.info("serving", extra={"listen": settings.processor_listen})
             await stop.wait()
@@ -66,9 +90,81 @@ async def serve(settings: ProcessorSettings) -> None:
             except TimeoutError:
                 # Their reservations stand in the store; the sweeper settles them by estimate.
                 log.error("settlements left to the sweeper", extra={"count": settling.waiting})
-            settler.cancel()
+            for part in parts:
+                part.cancel()
     finally:
         await counters.close()
+
+
+class _NoKeys:
+    """What comes here had its key checked by policy."""
+
+    async def authenticate(self, presented: str | None, address: str, now: datetime) -> Deny:
+        return Deny(Reason.FAULT)
+
+
+class _NoSeeds:
+    """Policy counted this request a moment ago, so its counters are there, unless the store has just lost them."""
+
+    async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
+        raise StoreDown("the counters were lost after the key was checked")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealing:
+    """Everything that encrypted requests need besides what all need."""
+
+    envelopes: Envelopes
+    replays: Replays
+    discoveries: tuple[Discovery, ...]
+
+    def parts(self) -> list[Coroutine[None, None, None]]:
+        return [self.envelopes.run(), self.replays.run(), *(discovery.run() for discovery in self.discoveries)]
+
+
+def _sealing(
+    settings: ProcessorSettings, store: redis.RedisStore, observer: metrics.Metrics, protection: memory.Protection
+) -> _Sealing:
+    """ServerKeyError or ValueError where a setting is wrong."""
+    secret = settings.server_key_passphrase
+    passphrase = read_passphrase(
+        None if secret is None else secret.get_secret_value(), settings.server_key_passphrase_file
+    )
+    own = parse_upstreams(settings.tier_upstreams)
+    usual = tuple(url.strip() for url in settings.upstreams.split(",") if url.strip())
+    found = {
+        urls: Discovery(urls, interval=settings.discovery_interval_seconds) for urls in {usual, *own.values()}
+    }  # a tier sees the models of its own machines alone
+    counters = TimedCounters(store, observer.store_called)
+    bounds = Bounds()
+    judges = {
+        tier: Evaluator(
+            _NoKeys(), found[own.get(tier, usual)], counters, _NoSeeds(), bounds, settings.default_max_tokens
+        )
+        for tier in Tier
+    }
+    replays = Replays(store, window_seconds=settings.replay_window_seconds)
+    first = asyncio.Event()
+
+    async def looked() -> None:
+        if not first.is_set():
+            with contextlib.suppress(TimeoutError):  # a machine that hangs must not keep the rest waiting
+                async with asyncio.timeout(FIRST_LOOK_SECONDS):
+                    await asyncio.gather(*(discovery.first() for discovery in found.values()))
+            first.set()
+
+    envelopes = Envelopes(
+        ServerKeys(Path(settings.server_key_dir), passphrase),
+        judges,
+        replays,
+        protection,
+        observer,
+        limits=Limits(settings.max_envelope_bytes, settings.envelope_threads, settings.envelopes_waiting),
+        bounds=bounds,
+        pinned=frozenset(own),
+        looked=looked,
+    )
+    return _Sealing(envelopes, replays, tuple(found.values()))
 
 
 async def _listen(server: grpc.aio.Server, address: str) -> None:
@@ -90,9 +186,12 @@ def main() -> int:
     try:
         settings = ProcessorSettings()
         logging.config.dictConfig(logs.config("processor", settings.log_level))
-        memory.protect()
-        uvloop.run(serve(settings))
-    except (ValidationError, ValueError) as error:
+        protection = memory.protect()  # before the first key is read
+        if settings.server_key_dir:
+            for missing in protection.missing:
+                log.warning("memory is not protected", extra={"missing": missing})
+        uvloop.run(serve(settings, protection))
+    except (ValidationError, ValueError, ServerKeyError) as error:
         print(f"processor: a setting is wrong: {error}", file=sys.stderr)  # noqa: T201  # logging is not set up yet
         return 2
     return 0

@@ -67,6 +67,7 @@ class Opened:
     plaintext: bytearray = field(repr=False)
     request_key: bytearray = field(repr=False)  # the package's AES key: an encrypted stream is bound to it
     generation: int = 0  # which of the keys opened it: 0 is the current one
+    wrapped_key: bytes = field(default=b"", repr=False)  # as it stands in the package
 
     def wipe(self) -> None:
         wipe(self.plaintext)
@@ -99,7 +100,7 @@ def open_package(
         secret, unwrapped = _unwrap(key, parsed.wrapped_key, random)
         plaintext = _decipher(parsed, secret)
         if plaintext is not None and unwrapped:
-            return Opened(plaintext, secret, generation)
+            return Opened(plaintext, secret, generation, parsed.wrapped_key)
         wipe(secret)
     return Refusal(Cause.UNDECIPHERABLE)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from policy.rules.decision import error_body
-
-MESSAGE = "the encrypted request could not be accepted"
+from policy.rules.decision import Deny, Reason
 
 
 class Cause(StrEnum):
@@ -40,4 +38,4 @@ class Refusal:
 
     def body(self, request_id: str) -> bytes:
         """The body of the 400: equal for all causes."""
-        return error_body(400, "bad_request", MESSAGE, request_id, detail=True)
+        return Deny(Reason.ENVELOPE).body(request_id, detail=True)

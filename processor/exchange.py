@@ -35,6 +35,8 @@ class Pass:
     watch_response: bool = False  # hand over the response's headers, its body as `body_mode` says
     body_mode: str = ""  # in a response_headers verdict: "stream", "buffer" or "" for none
     replace: bool = False  # in a response_headers verdict: `body` stands for whatever body would have come
+    upstream: str = ""  # in a request_body verdict: ip:port of the Ollama to go to, where it is chosen here
+    reroute: bool = False  # look for the route anew: what was changed decides
     ended: bool = False  # nothing more of this exchange will come: settle now
 
 
@@ -61,6 +63,7 @@ class Exchange:
     first_byte: float | None = None
     last_byte: float = 0.0
     cut: bool = False
+    detail: bool = False  # errors carry `detail`, which envelope clients read
     _meter: Meter | None = field(default=None, repr=False)
     _failed: bool = False
 
@@ -106,8 +109,7 @@ class Exchange:
             try:
                 clean = (sanitize if self.grant.endpoint == "/api/show" else sanitize_model)(chunk)
             except ValueError:
-                self._failed = True
-                return self._replaced(502, "bad_gateway", "upstream unavailable")
+                return self.unusable()
             return Pass(body=clean, set_headers=(("content-length", str(len(clean))),), ended=True)
         if self.first_byte is None and chunk:
             self.first_byte = now
@@ -116,6 +118,16 @@ class Exchange:
         body = self._meter.feed(chunk, end)
         self.cut = self._meter.cut
         return Pass(body=body, ended=end)
+
+    @property
+    def failed(self) -> bool:
+        """Whether what came is no answer, whatever its status said."""
+        return self._failed or (self._meter is not None and self._meter.usage().failed)
+
+    def unusable(self, *, replace: bool = False) -> Pass:
+        """What came is no answer: an error takes its place."""
+        self._failed = True
+        return self._replaced(502, "bad_gateway", "upstream unavailable", replace=replace)
 
     def produced(self) -> int:
         """Completion tokens so far."""
@@ -158,7 +170,7 @@ class Exchange:
     def _replaced(self, status: int, kind: str, message: str, *, replace: bool = False) -> Pass:
         """An error in place of what the upstream answered. It stays a response of the filter chain, and so keeps the
         headers that policy added; an answer of our own at this point would not."""
-        body = error_body(status, kind, message, self.grant.request_id)
+        body = error_body(status, kind, message, self.grant.request_id, detail=self.detail)
         headers = (*_error_headers(status), ("content-length", str(len(body))), (":status", str(status)))
         return Pass(headers, ("content-encoding", "transfer-encoding"), body, replace=replace, ended=True)
 

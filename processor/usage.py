@@ -75,13 +75,18 @@ class Blind:
 
 
 _NATIVE_TEXT = {"/api/chat": "content", "/api/generate": "response"}
-_CHUNKED = {"/v1/chat/completions": True, "/v1/completions": False}  # whether it is chat
+_CHUNKED = {  # whether it is chat
+    "/v1/chat/completions": True,
+    "/v1/chat/secure_completion": True,  # it is sealed after it was read
+    "/v1/completions": False,
+}
 _DOCUMENTS: dict[str, Callable[[Tally, dict[str, object]], None]] = {
     "/api/chat": document.read_native,
     "/api/generate": document.read_native,
     "/api/embed": document.read_embed,
     "/api/embeddings": document.read_embed,
     "/v1/chat/completions": document.read_choices,
+    "/v1/chat/secure_completion": document.read_choices,
     "/v1/completions": document.read_choices,
     "/v1/embeddings": document.read_embeddings,
     "/v1/responses": document.read_tokens,

@@ -39,13 +39,13 @@ BUFFER = Rule(
 def check(site: Site) -> Iterator[Finding]:
     limit = site.max_request_body_bytes
     for manager in site.managers():
-        sizes = site.settings(manager, BodySizeLimit)
+        sizes = sorted(site.settings(manager, BodySizeLimit), key=lambda size: size.max_request_bytes or 0)
         if not sizes:
             links = site.links(manager)
             yield site.finding(
                 MISSING, "no filter limits the size of bodies", links[0].http_filter if links else manager
             )
-        for size in sizes:
+        for size in sizes[:1]:  # a larger one is for a route that turns this one off
             if size.max_request_bytes != limit:
                 what = f"body_size_limit allows {size.max_request_bytes} bytes, the services {limit}"
                 yield site.finding(STEP, what, size, "max_request_bytes")
@@ -61,7 +61,18 @@ def check(site: Site) -> Iterator[Finding]:
             yield site.finding(WHOLE, "policy is not given the whole body as bytes", authz, "with_request_body")
     for path in site.routes():
         if to_upstream(path.route):
-            yield from _buffer(site, path, limit)
+            yield from _buffer(site, path, _largest(site, path, limit))
+
+
+def _largest(site: Site, path: Path, limit: int) -> int:
+    """The largest body that the filters let pass on a route."""
+    serving = (
+        link.settings.max_request_bytes
+        for link in site.links(path.manager)
+        if isinstance(link.settings, BodySizeLimit)
+        and not getattr(site.per_route(path, link.http_filter), "disabled", False)
+    )
+    return min((size for size in serving if size is not None), default=limit)
 
 
 def _buffer(site: Site, path: Path, limit: int) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ M = TypeVar("M", bound=betterproto2.Message)
 
 POLICY, PAGES, PROCESSOR = "policy", "policy_http", "processor"  # the gateway's own clusters
 AUTHZ_NAMESPACE = "envoy.filters.http.ext_authz"
+PROCESSOR_NAMESPACE = "paddock"  # ext_proc may write there, and nobody else
 
 
 @dataclass(frozen=True, slots=True)

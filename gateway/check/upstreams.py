@@ -8,7 +8,17 @@ from urllib.parse import urlsplit
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import OverrideHost
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import UpstreamTlsContext
 
-from gateway.check.site import AUTHZ_NAMESPACE, PAGES, POLICY, PROCESSOR, Finding, Rule, Site, destinations
+from gateway.check.site import (
+    AUTHZ_NAMESPACE,
+    PAGES,
+    POLICY,
+    PROCESSOR,
+    PROCESSOR_NAMESPACE,
+    Finding,
+    Rule,
+    Site,
+    destinations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +96,7 @@ def _choice(site: Site, cluster: Cluster) -> Iterator[Finding]:
             if source.header and not source.header.lower().startswith("x-paddock-"):
                 yield site.finding(CHOICE, f"the header {source.header} chooses the host", source)
             metadata = source.metadata
-            if metadata is not None and metadata.key != AUTHZ_NAMESPACE:
+            if metadata is not None and metadata.key not in (AUTHZ_NAMESPACE, PROCESSOR_NAMESPACE):
                 yield site.finding(CHOICE, f"metadata of {metadata.key} chooses the host", source)
 
 

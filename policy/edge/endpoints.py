@@ -3,6 +3,7 @@
 GET/HEAD /api/tags and GET /v1/models   the key's effective set; the key is checked here again, because a listener that
                                         answers whoever reaches it would be a way around ext_authz
 GET/HEAD /api/version                   the gateway's version
+GET/HEAD /pki/public_key                the key that envelopes are sealed to, PEM, for anybody
 GET /readyz, /healthz                   readiness with each dependency named; liveness
 GET /metrics                            Prometheus text, for loopback (Envoy's RBAC says so too)
 
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from policy.rules.decision import Deny, Reason
+from policy.rules.endpoints import DETAILED, PUBLIC_KEY_PATH
 from policy.rules.keys import credential
 from policy.rules.models import effective
 from policy.rules.tags import models_body, tags_body
@@ -76,14 +78,17 @@ class Endpoints:
         readiness: Readiness,
         exposition: Callable[[], bytes],
         metrics_from: Iterable[str] = LOOPBACK,
+        server_key: Callable[[], bytes | None] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`exposition` gives the Prometheus text (it runs in a thread); `metrics_from`: networks that may read it."""
+        """`exposition` gives the Prometheus text (it runs in a thread); `metrics_from`: networks that may read it;
+        `server_key` the PEM of the key for envelopes, None while there is none (in a thread too; absent: disabled)."""
         self._catalogue = catalogue
         self._authenticate = authenticate
         self._readiness = readiness
         self._exposition = exposition
         self._metrics_from = tuple(ipaddress.ip_network(network) for network in metrics_from)
+        self._server_key = server_key
         self._now = now
         self._version = Response(200, json.dumps({"version": version}, separators=(",", ":")).encode())
         self._lists = _Lists()
@@ -94,6 +99,8 @@ class Endpoints:
             ("GET", "/v1/models"): self._models,
             ("GET", "/api/version"): self._get_version,
             ("HEAD", "/api/version"): self._get_version,
+            ("GET", PUBLIC_KEY_PATH): self._public_key,
+            ("HEAD", PUBLIC_KEY_PATH): self._public_key,
             ("GET", "/readyz"): self._readyz,
             ("HEAD", "/readyz"): self._readyz,
             ("GET", "/healthz"): self._healthz,
@@ -138,6 +145,14 @@ class Endpoints:
 
     async def _get_version(self, scope: Scope) -> Response:
         return self._version
+
+    async def _public_key(self, scope: Scope) -> Response:
+        if self._server_key is None:
+            return _refusal(Deny(Reason.NO_ENVELOPES), scope)
+        pem = await asyncio.to_thread(self._server_key)  # it reads files
+        if pem is None:  # the first processor is making it
+            return _refusal(Deny(Reason.SERVER_KEY), scope)
+        return Response(200, pem, b"text/plain; charset=utf-8")
 
     async def _healthz(self, scope: Scope) -> Response:
         return Response(200, b'{"status":"ok"}')
@@ -198,7 +213,7 @@ class _Lists:
 
 def _refusal(deny: Deny, scope: Scope) -> Response:
     headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in deny.answer_headers)
-    return Response(deny.status, deny.body(_request_id(scope)), headers=headers)
+    return Response(deny.status, deny.body(_request_id(scope), detail=scope["path"] in DETAILED), headers=headers)
 
 
 def _field(headers: Fields, wanted: bytes) -> str | None:

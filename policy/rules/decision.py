@@ -60,6 +60,7 @@ class Reason(StrEnum):
     STORE_DOWN = "store_down"
     DATABASE_DOWN = "database_down"
     SERVER_KEY = "server_key_unavailable"
+    ENVELOPES_WAIT = "envelopes_wait"  # more than may wait to be opened
     FAULT = "fault"
 
 
@@ -105,6 +106,7 @@ _ANSWERS: dict[Reason, tuple[int, str, str]] = {
     Reason.STORE_DOWN: (503, "unavailable", "temporarily unavailable"),
     Reason.DATABASE_DOWN: (503, "unavailable", "temporarily unavailable"),
     Reason.SERVER_KEY: (503, "unavailable", "temporarily unavailable"),
+    Reason.ENVELOPES_WAIT: (503, "unavailable", "temporarily unavailable"),
     Reason.FAULT: (503, "unavailable", "temporarily unavailable"),
 }
 

@@ -22,6 +22,22 @@ class SharedSettings(BaseSettings):
         validation_alias=AliasChoices("PADDOCK_MAX_REQUEST_BODY_BYTES", "MAX_REQUEST_BODY_BYTES"),
         description="Largest request body. The same figure must stand in Envoy's configuration.",
     )
+    upstreams: str = Field(
+        default="http://127.0.0.1:11434", description="Base URLs of the Ollama machines, separated by commas."
+    )
+    discovery_interval_seconds: float = Field(
+        default=10.0, gt=0, description="How often each upstream is asked which models it has."
+    )
+    default_max_tokens: int = Field(
+        default=16_384,
+        ge=1,
+        description="Cap of one completion where neither the key nor its tenant has one.",
+    )
+    server_key_dir: str = Field(
+        default="",
+        description="Directory of the keys that encrypted requests are sealed to, shared by all processors; policy "
+        "reads the public ones. Empty: encrypted requests are not taken (404).",
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @property

@@ -58,3 +58,19 @@ def asked_for(header: str | None) -> Tier | None:
         return Tier(header)
     except ValueError:
         return None
+
+
+def parse_upstreams(text: str) -> dict[Tier, tuple[str, ...]]:
+    """The base URLs of tiers that have upstreams of their own: `high=http://a:11434,http://b:11434;maximum=…`.
+
+    ValueError on anything else; what is a good URL is for others to say.
+    """
+    found: dict[Tier, tuple[str, ...]] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        name, equals, urls = part.partition("=")
+        tier = next((tier for tier in Tier if tier == name.strip()), None)
+        listed = tuple(url.strip() for url in urls.split(",") if url.strip())
+        if tier is None or not equals or not listed or tier in found:
+            raise ValueError(f"{part!r} is not TIER=URL,URL with one of {', '.join(Tier)}, named once")
+        found[tier] = listed
+    return found

@@ -96,6 +96,7 @@ class Script:
 
 
 ADMIT, SETTLE, RENEW, EXPIRED, LOG = (Script(name) for name in ("admit", "settle", "renew", "expired", "log"))
+CLAIM = Script("claim")
 
 
 def _limits(limits: Limits) -> tuple[int, ...]:
@@ -236,6 +237,11 @@ class RedisStore:
         keys = KEYS[shard]
         flat: list[object] = [item for a, refused, e in entries for item in (a, "1" if refused else "0", e)]
         return int(await self._call(LOG, (keys.events, keys.refusals), (self.clock, REFUSALS_KEPT, *flat)))
+
+    async def claim(self, what: str, name: str, owner: str, milliseconds: int) -> str:
+        """Take, hold, finish or drop the claim `name`: see `claim.lua`. Returns ok, done or held."""
+        keys = KEYS[shard_of_address(name)]
+        return cast("bytes", await self._call(CLAIM, (f"{keys.tag}once:{name}",), (what, owner, milliseconds))).decode()
 
     # What the ledger writer reads.
 

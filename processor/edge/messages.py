@@ -86,6 +86,10 @@ def _common(name: str, verdict: Pass) -> Any:
     common.header_mutation.remove_headers.extend(verdict.remove_headers)
     if verdict.body is not None:
         common.body_mutation.body = verdict.body
+    if verdict.reroute:
+        common.clear_route_cache = True
+    if verdict.upstream:
+        response.dynamic_metadata.fields["paddock"].struct_value.fields["upstream"].string_value = verdict.upstream
     if verdict.replace:
         common.status = external_processor_pb2.CommonResponse.CONTINUE_AND_REPLACE
     part.SetInParent()

@@ -32,6 +32,7 @@ TENANTS_MAX = 100
 MODELS_MAX = 50
 OUTCOMES_MAX = 20
 OPERATIONS_MAX = 30
+ENVELOPE_OUTCOMES_MAX = 60  # causes and reasons: both are closed sets
 
 PROVIDER = "ollama"  # gen_ai.provider.name: "a custom value MAY be used" where none of the well-known ones applies
 
@@ -47,6 +48,7 @@ _SETTLING = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 _OPERATIONS = {
     "/api/chat": "chat",
     "/v1/chat/completions": "chat",
+    "/v1/chat/secure_completion": "chat",
     "/api/generate": "text_completion",
     "/v1/completions": "text_completion",
     "/api/embed": "embeddings",
@@ -95,6 +97,10 @@ class Metrics:
         self._store_faults = counter(
             "paddock_store_faults_total", "Calls to a store that failed.", store=None, operation=OPERATIONS_MAX
         )
+        self._envelopes = counter(
+            "paddock_envelopes_total", "Encrypted requests by what became of them.", outcome=ENVELOPE_OUTCOMES_MAX
+        )
+        self._opening = histogram("paddock_envelope_open_seconds", "Time to open one encrypted request.", _SETTLING)
         self._speed = histogram(
             "paddock_output_tokens_per_second", "Speed of one answer after its first token.", _SPEED, model=MODELS_MAX
         )
@@ -160,6 +166,16 @@ class Metrics:
         self._settling().observe(seconds)
         if failed:
             self._unsettled(failed).inc()
+
+    @fails_open
+    def enveloped(self, outcome: str) -> None:
+        """One envelope ended: answered, as a stream, or the reason why not, in a word."""
+        self._envelopes(outcome).inc()
+
+    @fails_open
+    def opened(self, seconds: float) -> None:
+        """One envelope was opened, or could not be, after so long, the wait for a thread included."""
+        self._opening().observe(seconds)
 
     @fails_open
     def store_called(self, store: str, operation: str, seconds: float, *, failed: bool = False) -> None:
