@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from policy.admission.upstreams import Fault
 from policy.edge import metrics as policy
-from policy.edge.access_log import local_reason
+from policy.rules.events import local_reason
 from policy.rules.grant import Duty
 from policy.rules.labels import OTHER
 from processor.edge import metrics as processor
@@ -98,6 +98,7 @@ def _labels() -> Iterator[tuple[str, str]]:
     yield "`model`, `gen_ai_request_model`", f"the canonical name; {processor.MODELS_MAX} values"
     yield "`operation`", "one call of a store, by name"
     yield "`outcome` of `paddock_discovery_polls_total`", f"{_listed(Fault)}: what was wrong with the answer"
+    yield "`outcome` of `paddock_envelopes_total`", "how it was answered, or in a word why it was not"
     yield (
         "`outcome` of `paddock_exchanges_total`",
         "`completed`, `aborted` (the client or the upstream broke off), `cut` (at the cap), `upstream_error`",
