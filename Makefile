@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --exclude-newer "$(COOLDOWN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos format setup lock
+.PHONY: help demo test lint chaos format docs setup lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ chaos: $(BIN)/.develops ## a minute of requests while parts are killed, then an 
 format: $(BIN)/.develops ## put the sources into form
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
+
+docs: $(BIN)/.develops ## the generated parts of docs/, anew from the code
+	$(BIN)/python -m tests.docs.generate
 
 setup: $(BIN)/.develops ## .venv with everything for development
 
