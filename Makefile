@@ -38,6 +38,7 @@ format: $(BIN)/.develops ## put the sources into form
 
 docs: $(BIN)/.develops ## the generated parts of docs/, anew from the code
 	$(BIN)/python -m tests.docs.generate
+	$(BIN)/python -m tests.docs.metrics_reference
 
 setup: $(BIN)/.develops ## .venv with everything for development
 
