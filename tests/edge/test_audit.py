@@ -1,0 +1,94 @@
+"""Every response that carries an X-Request-ID has exactly one audit row, whoever made it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import MODELS, eventually, request_id
+
+if TYPE_CHECKING:
+    from tests.harness import Gateway
+
+
+def test_one_row_each(gateway: Gateway) -> None:
+    client = gateway.client(None, "--rpm", "6")
+    http = gateway.http()
+    expected = {
+        request_id(response): (response.status_code, reason)
+        for response, reason in (
+            (client.chat("one two"), ""),
+            (client.http.get("/api/tags"), ""),
+            (client.http.post("/api/show", json={"model": MODELS[0]}), ""),
+            (client.chat("x", model="not-there"), "model_not_available"),
+            (client.chat("x", stream="yes"), "bad_request"),
+            (client.chat("x" * 300_000), "too_large"),
+            (http.post("/api/chat", json={}), "key_missing"),
+            (http.post("/api/chat", json={}, headers={"authorization": "Bearer nz_x"}), "key_malformed"),
+            (http.post("/api/pull", json={}), "endpoint_blocked"),
+            (http.get("/nowhere"), "endpoint_blocked"),
+            (http.get("/healthz"), ""),
+            (http.get("/api/version"), ""),
+        )
+    }
+    for one, (status, reason) in expected.items():
+        row = gateway.audit(one)
+        assert (row["status"], row["reason"]) == (status, reason), row
+        assert row["decision"] == ("denied" if reason else "allowed")
+        assert row["address"] == "127.0.0.1"
+        assert row["duration_us"] > 0
+    rows = gateway.sql("SELECT count(*) AS n FROM audit WHERE request_id = ANY ($1)", list(expected))
+    assert rows[0]["n"] == len(expected)
+
+
+def test_nothing_secret_is_written(gateway: Gateway) -> None:
+    """Neither in the rows, nor in any log, nor in the store: not a key, not a word of a prompt or an answer."""
+    word, secret = "zanzibar", "nz_secretsecretsecretsecretsecretsecretsecre"
+    client = gateway.client()
+    answers = [
+        client.chat(f"say {word}"),
+        client.chat(f"say {word}", stream=True),
+        client.chat(f"say {word}", model=word),
+        client.http.post("/api/chat", content=f'{{"model":"{word}'.encode()),
+        client.http.post(f"/api/chat?{word}", json={}),
+        gateway.http().get("/api/tags", headers={"authorization": f"Bearer {secret}", "cookie": word}),
+    ]
+    for answer in answers:
+        gateway.audit(request_id(answer))
+    rows = gateway.sql(
+        "SELECT a::text AS text FROM audit a WHERE request_id = ANY ($1)", [request_id(a) for a in answers]
+    )
+    logs = "".join(
+        gateway.instance.log(part).read_text() for part in ("policy-0", "processor-0", "envoy", "postgres", "valkey")
+    )
+    store = gateway.redis()
+    kept = b"".join(store.dump(name) or b"" for name in store.keys("pd:*"))
+    store.close()
+    metrics = gateway.http().get("/metrics").text
+    named = [row for row in rows if word in row["text"]]
+    assert len(named) <= 1, "a model that does not exist may be named by the caller, and nothing else"
+    for place in (logs, kept.decode("latin-1"), metrics):
+        assert client.key[12:] not in place
+        assert secret not in place
+    assert f"say {word}" not in logs + kept.decode("latin-1") + metrics
+
+
+@pytest.mark.parametrize("count", [400])
+def test_a_flood_of_refusals_is_counted(gateway: Gateway, count: int) -> None:
+    """Past the rate, refusals of an address share one row a minute."""
+    http = gateway.http()
+    before = rows_of_refusals(gateway)
+    for _ in range(count):
+        assert http.post("/api/chat", content=b"{}").status_code == 401
+    eventually(lambda: rows_of_refusals(gateway) > before)
+    import time
+
+    time.sleep(2)
+    assert rows_of_refusals(gateway) - before <= 2 * 300 + 5  # the minute may change meanwhile
+
+
+def rows_of_refusals(gateway: Gateway) -> int:
+    rows = gateway.sql("SELECT count(*) AS n FROM audit WHERE decision = 'denied' AND address = '127.0.0.1'")
+    count: int = rows[0]["n"]
+    return count
