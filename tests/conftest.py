@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import harness
+from tests import harness, sealing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Gatewa
     """The shared gateway. A test makes a tenant of its own and kills nothing."""
     with harness.running(tmp_path_factory.mktemp("gateway") / "data") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def sender(gateway: harness.Gateway) -> Callable[..., sealing.Sender]:
+    """Makes envelope clients of the shared gateway: with a new key of a new tenant that has these options, or for a
+    given client. All of a module have one key pair."""
+    return sealing.senders(gateway)

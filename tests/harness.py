@@ -188,6 +188,7 @@ METERED = frozenset(
         "api/embed",
         "api/embeddings",
         "v1/chat/completions",
+        "v1/chat/secure_completion",
         "v1/completions",
         "v1/embeddings",
     )
