@@ -57,6 +57,7 @@ start() { # NAME SECONDS: `make demo` until the key is printed
   local began=$SECONDS
   (newcomer make demo "PORT=$port" >"$work/$1.out" 2>"$work/$1.err") &
   job=$!
+  disown "$job" # its end is looked for, and no word of the shell's about it is wanted
   until grep -q '^export PADDOCK_KEY=nz_' "$work/$1.out"; do
     kill -0 "$job" 2>/dev/null || fail "make demo ended before it printed a key"
     [ $((SECONDS - began)) -lt "$2" ] || fail "make demo printed no key within $2 s"
@@ -81,7 +82,6 @@ interrupt() { # as Ctrl-C in a terminal does: the whole foreground group hears o
     [ $((SECONDS - began)) -lt 30 ] || fail "make demo still runs 30 s after Ctrl-C"
     sleep 0.2
   done
-  wait "$job" 2>/dev/null || true
   job=
   pids=$(left)
   # shellcheck disable=SC2086 # one word a process
