@@ -14,10 +14,11 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import probe
+from gateway import envoy_admin, probe
 from gateway.child import unprivileged_account
 from gateway.failure import Failure
 from gateway.part import Part
@@ -178,7 +179,8 @@ def valkey(home: Home) -> Part:
     )
 
 
-def envoy(config: Path, ready: Probe, *, threads: int | None = None) -> Part:
+def envoy(config: Path, ready: Probe, admin: Path, *, threads: int | None = None) -> Part:
+    """`admin` is the Unix socket of the admin page in `config`."""
     return Part(
         name="envoy",
         argv=(
@@ -192,6 +194,7 @@ def envoy(config: Path, ready: Probe, *, threads: int | None = None) -> Part:
         env=plain_environment(),
         ready=ready,
         stage=EDGE,
+        drain=partial(envoy_admin.drain, admin),
         advice="If its log names a setting, compare envoy/ in the data directory with the shipped files.",
     )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gateway.part import Probe
 
 _READY_SECONDS = 30.0
-_GRACE_SECONDS = 15.0  # a service finishes its streams, then its settlements, for five seconds each
+_GRACE_SECONDS = 40.0  # a service finishes its streams (PADDOCK_GRACE_SECONDS), then its settlements
 # Setting and socket of each listener of a service.
 _LISTENERS = {
     "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
@@ -149,7 +149,9 @@ class Launch:
                 await supervisor.ready("demo-upstream")
         with self._step("envoy"):
             ready = _answers(f"{port.url}/healthz")
-            await supervisor.start(embedded.envoy(bootstrap.result(), ready, threads=config.envoy_threads))
+            await supervisor.start(
+                embedded.envoy(bootstrap.result(), ready, home.socket("envoy-admin"), threads=config.envoy_threads)
+            )
         with self._step("whole path"):
             await _whole_path(f"{port.url}/readyz")
         pid = os.getpid()

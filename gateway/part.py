@@ -30,6 +30,10 @@ POLL_SECONDS = 0.02
 Probe = Callable[[], Awaitable[bool]]
 
 
+async def nothing() -> None:
+    """Nothing has to be done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What the supervisor has to know of a process."""
@@ -40,6 +44,8 @@ class Part:
     stage: int  # parts of a stage stop together, the highest stage first
     env: Mapping[str, str] = field(default_factory=dict)
     before: Callable[[], None] = lambda: None  # what must be put right on disk before each start
+    drain: Callable[[], Awaitable[None]] = nothing  # asks it to take no more work, and returns when it has none
+    drain_seconds: float = 5.0
     advice: str = ""  # what the operator can do when it dies
     stop_signal: signal.Signals = signal.SIGTERM
     hurry_signal: signal.Signals = signal.SIGKILL  # when the operator asks twice, or it does not stop in time

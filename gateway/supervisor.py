@@ -83,6 +83,7 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
         self._tasks = asyncio.TaskGroup()
         self._asked = asyncio.Event()
+        self._hurried = False
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -175,6 +176,7 @@ class Supervisor:
     def ask_to_stop(self) -> None:
         """End the body with `Stopped`; asked a second time, end the parts without waiting for them."""
         if self._asked.is_set():
+            self._hurried = True
             for one in self._children.values():
                 one.send(one.part.hurry_signal)
         self._asked.set()
@@ -231,6 +233,10 @@ class Supervisor:
 
     async def _stop(self, one: _Child) -> None:
         one.stopping = True
+        if one.alive and one.is_ready and not self._hurried:
+            with contextlib.suppress(TimeoutError, OSError):  # then what it still does is cut
+                async with asyncio.timeout(one.part.drain_seconds):
+                    await one.part.drain()
         one.send(one.part.stop_signal)
         one.send(signal.SIGCONT)  # a part that was halted could not obey
         for harder in (one.part.hurry_signal, signal.SIGKILL):

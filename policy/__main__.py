@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import logging.config
-import os
 import secrets
 import signal
 import sys
@@ -34,6 +33,7 @@ from policy.admission.keyring import Keyring
 from policy.admission.ledger import DrainedSeeds, Journal, Ledger
 from policy.edge import http_server
 from policy.edge.endpoints import Endpoints
+from policy.edge.listening import listen
 from policy.edge.metrics import Metrics
 from policy.edge.readiness import Readiness
 from policy.edge.server import AccessLog, Authorization, handlers
@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("policy")
 
-GRACE_SECONDS = 5.0
-FIRST_LOOK_SECONDS = 2.0  # how long the first request may wait for what the upstreams have
+FIRST_LOOK_SECONDS = 2.0  # how long the first request may wait for the keys, and for what the upstreams have
 
 
 async def serve(settings: PolicySettings) -> None:
@@ -100,11 +99,13 @@ async def serve(settings: PolicySettings) -> None:
             keyring, discovery, counters, DrainedSeeds(counters, read_seeds_timed), Bounds(),
             settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir),
         )  # fmt: skip
+        readiness = Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check})
+        finished = AccessLog(journal, metrics)
         endpoints = Endpoints(
             version=version("paddock"),
             catalogue=discovery,
             authenticate=keyring.authenticate,
-            readiness=Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check}),
+            readiness=readiness,
             exposition=metrics.exposition,
             metrics_from=(network.strip() for network in settings.metrics_from.split(",") if network.strip()),
             server_key=partial(_public_key, Path(settings.server_key_dir)) if settings.server_key_dir else None,
@@ -116,7 +117,7 @@ async def serve(settings: PolicySettings) -> None:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers(handlers(Authorization(evaluator, metrics), AccessLog(journal, metrics)))
+        server.add_generic_rpc_handlers(handlers(Authorization(evaluator, metrics), finished))
 
         async def keep_ledger() -> None:
             await _migrate(database)
@@ -133,17 +134,27 @@ async def serve(settings: PolicySettings) -> None:
                     ("journal", journal.run()),
                     ("loop watch", metrics.watch_loop()),
                     ("standing", standing.watch(ledger, counters, metrics)),
-                    ("http", http_server.serve(endpoints, pages)),
                 )
             ]
-            with contextlib.suppress(TimeoutError):  # an upstream that hangs must not keep the rest waiting
+            # Who connects is answered; so nobody may before the keys and the models are known. But an upstream that hangs,
+            # or a database that is down, must not keep the rest waiting.
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
                     await discovery.first()
-            await _listen(server, listen_address(settings.policy_listen))
+                    await keyring.wait_up()
+            paging = tasks.create_task(http_server.serve(endpoints, pages, tls=settings.tls), name="http")
+            await listen(server, listen_address(settings.policy_listen), settings.tls)
             log.info("serving", extra={"listen": settings.policy_listen, "http": settings.policy_http_listen})
             await stop.wait()
+            readiness.drain()
+            log.info("draining", extra={"seconds": settings.drain_seconds})
+            await asyncio.sleep(settings.drain_seconds)
             log.info("stopping")
-            await server.stop(GRACE_SECONDS)
+            # What answers ends before what it needs.
+            paging.cancel()
+            finished.close()
+            await server.stop(settings.grace_seconds)
+            await asyncio.wait([paging])
             for part in parts:
                 part.cancel()
 
@@ -168,20 +179,6 @@ async def _migrate(database: str) -> None:
         except DatabaseDown as fault:
             log.warning("database not reached; trying again", extra={"fault": str(fault)[:200]})
             await asyncio.sleep(0.5)
-
-
-async def _listen(server: grpc.aio.Server, address: str) -> None:
-    # A Unix socket belongs to this user alone from its first moment on.
-    before = os.umask(0o177)
-    try:
-        if address.startswith("unix:"):
-            path = address.removeprefix("unix:")
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        server.add_insecure_port(address)
-        await server.start()
-    finally:
-        os.umask(before)
 
 
 def main() -> int:

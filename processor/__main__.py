@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import logging.config
-import os
 import secrets
 import signal
 import sys
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
+from policy.edge.listening import listen
 from policy.rules import logs
 from policy.rules.decision import Deny, Reason
 from policy.rules.faults import StoreDown
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("processor")
 
-GRACE_SECONDS = 5.0
+SETTLE_SECONDS = 5.0
 FIRST_LOOK_SECONDS = 2.0  # how long the first envelope may wait for what the upstreams have
 
 
@@ -79,13 +79,14 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
             parts = [tasks.create_task(settling.run(), name="settling")]
             if sealing is not None:
                 parts += [tasks.create_task(part) for part in sealing.parts()]
-            await _listen(server, listen_address(settings.processor_listen))
+            await listen(server, listen_address(settings.processor_listen), settings.tls)
             log.info("serving", extra={"listen": settings.processor_listen})
             await stop.wait()
             log.info("stopping", extra={"unsettled": settling.waiting})
-            await server.stop(GRACE_SECONDS)
+            await asyncio.sleep(settings.drain_seconds)
+            await server.stop(settings.grace_seconds)
             try:
-                async with asyncio.timeout(GRACE_SECONDS):
+                async with asyncio.timeout(SETTLE_SECONDS):
                     await settling.drain()
             except TimeoutError:
                 # Their reservations stand in the store; the sweeper settles them by estimate.
@@ -165,20 +166,6 @@ def _sealing(
         looked=looked,
     )
     return _Sealing(envelopes, replays, tuple(found.values()))
-
-
-async def _listen(server: grpc.aio.Server, address: str) -> None:
-    # A Unix socket belongs to this user alone from its first moment on.
-    before = os.umask(0o177)
-    try:
-        if address.startswith("unix:"):
-            path = address.removeprefix("unix:")
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        server.add_insecure_port(address)
-        await server.start()
-    finally:
-        os.umask(before)
 
 
 def main() -> int:

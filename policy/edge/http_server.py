@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from policy.edge import listening
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from policy.edge.endpoints import Endpoints
+    from policy.rules.settings import TlsFiles
 
 BACKLOG = 1024
 # Above the hour after which Envoy drops an idle upstream connection: the side that closes first must be Envoy, else a
@@ -27,7 +30,9 @@ KEEP_ALIVE = 2 * 3600  # seconds
 GRACE = 5  # seconds for answers under way at shutdown
 
 
-async def serve(app: Endpoints, bound: socket.socket, *, started: asyncio.Event | None = None) -> None:
+async def serve(
+    app: Endpoints, bound: socket.socket, *, started: asyncio.Event | None = None, tls: TlsFiles | None = None
+) -> None:
     """Serve `app` on a socket of `bind` until cancelled; then no new connection, GRACE for the answers under way."""
     config = uvicorn.Config(
         app,
@@ -44,6 +49,9 @@ async def serve(app: Endpoints, bound: socket.socket, *, started: asyncio.Event 
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
     )
+    if tls is not None and bound.family != socket.AF_UNIX:
+        config.load()
+        config.ssl = listening.context(tls)
     server = _Server(config)
     server.on_start = started
     try:

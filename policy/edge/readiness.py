@@ -30,6 +30,11 @@ class Readiness:
         self._asking = asyncio.Lock()
         self._asked_at = -GOOD_FOR
         self._checks: dict[str, bool] = {}
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on say that this process is about to stop; it still answers whatever reaches it."""
+        self._draining = True
 
     async def answer(self) -> tuple[int, bytes]:
         """Status and body of /readyz: 200 with everything well, else 503."""
@@ -38,8 +43,9 @@ class Readiness:
                 await self._ask()
         words = {name: "ok" if well else "unavailable" for name, well in self._checks.items()}
         well = all(self._checks.values())
-        body = {"status": "ok" if well else "unavailable", "checks": words}
-        return 200 if well else 503, json.dumps(body, separators=(",", ":")).encode()
+        status = "draining" if self._draining else "ok" if well else "unavailable"
+        body = {"status": status, "checks": words}
+        return 200 if status == "ok" else 503, json.dumps(body, separators=(",", ":")).encode()
 
     async def _ask(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -7,6 +7,7 @@ configured to fail closed, and so are we.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import traceback
@@ -85,15 +86,38 @@ class AccessLog:
     def __init__(self, journal: Journal, observer: EdgeObserver) -> None:
         self._journal = journal
         self._observer = observer
+        self._closing = False
+        self._reads: set[asyncio.Timeout] = set()
+
+    def close(self) -> None:
+        """End every stream after the message in hand. Envoy keeps such a stream for ever and opens another elsewhere:
+        a shutdown that waited for its end would wait in vain."""
+        self._closing = True
+        for read in self._reads:
+            read.reschedule(0)
 
     async def stream(self, messages: AsyncIterator[Any], _context: object) -> Any:
-        async for message in messages:
+        async for message in self._until_closed(messages):
             entries = list(access_log.entries(message))
             await self._journal.write(entries)
             for entry in entries:
                 if entry.edge_reason:
                     self._observer.refused_at_edge(entry.edge_reason)
         return access_log.StreamAccessLogsResponse()
+
+    async def _until_closed(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        incoming = aiter(messages)
+        while not self._closing:
+            try:
+                async with asyncio.timeout(None) as read:
+                    self._reads.add(read)
+                    try:
+                        message = await anext(incoming)
+                    finally:
+                        self._reads.discard(read)
+            except (TimeoutError, StopAsyncIteration):
+                return
+            yield message
 
 
 def handlers(authorization: Authorization, log_service: AccessLog) -> tuple[grpc.GenericRpcHandler, ...]:

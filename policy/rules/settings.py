@@ -1,15 +1,74 @@
-"""What both services read from the environment, and the form of an address. Values only: nothing here does I/O."""
+"""What both services read from the environment, and the form of an address.
+
+Each setting may come from a file instead: PADDOCK_DATABASE_URL_FILE names one that holds PADDOCK_DATABASE_URL, so that
+a password needs to stand in no environment. Nothing else here does I/O.
+"""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+PREFIX = "PADDOCK_"
+FILE_SUFFIX = "_FILE"
+
+
+class FileSettings(PydanticBaseSettingsSource):
+    """PADDOCK_<NAME>_FILE: the setting is what that file holds, without the line end."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value or None, the field's name, and that it is plain text. ValueError on a file that cannot be read."""
+        name = f"{PREFIX}{field_name.upper()}{FILE_SUFFIX}"
+        path = os.environ.get(name)
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except OSError as error:
+            raise ValueError(f"{name}: {path}: {error.strerror}") from error
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        plain = {name: field for name, field in fields.items() if f"{name}_file" not in fields}  # others read their own
+        read = {_alias(field, name): self.get_field_value(field, name)[0] for name, field in plain.items()}
+        return {name: value for name, value in read.items() if value is not None}
+
+
+class TlsFiles(NamedTuple):
+    """What a listener with mutual TLS needs."""
+
+    cert: Path
+    key: Path
+    client_ca: Path
+
+
+def _alias(field: FieldInfo, name: str) -> str:
+    choices = field.validation_alias
+    return str(choices.choices[0]) if isinstance(choices, AliasChoices) else name
 
 
 class SharedSettings(BaseSettings):
     """What both services read."""
 
-    model_config = SettingsConfigDict(env_prefix="PADDOCK_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(  # pydantic-settings' own hook
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, FileSettings(settings_cls)
 
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
@@ -39,6 +98,41 @@ class SharedSettings(BaseSettings):
         "reads the public ones. Empty: encrypted requests are not taken (404).",
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    drain_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM: how long /readyz says `draining` while everything is still answered, so that load "
+        "balancers look elsewhere. Kubernetes wants some seconds; Envoy beside the service none.",
+    )
+    grace_seconds: float = Field(
+        default=25.0,
+        ge=0,
+        le=3600,
+        description="After that: how long answers under way may take before they are cut. No new ones are taken.",
+    )
+    tls_cert_file: Path | None = Field(
+        default=None,
+        description="Certificate chain (PEM) of this service's listeners: with it they speak TLS, for an Envoy on "
+        "another machine. A new file in its place is used for new connections. Not for Unix sockets.",
+    )
+    tls_key_file: Path | None = Field(default=None, description="The private key (PEM) of PADDOCK_TLS_CERT_FILE.")
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="The CA (PEM) whose certificates may call this service. Needed with PADDOCK_TLS_CERT_FILE: who can "
+        "call policy can ask about keys.",
+    )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The TLS files; None where none is set, ValueError where only some are."""
+        files = (self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+        cert, key, client_ca = files
+        if cert is None or key is None or client_ca is None:
+            if any(files):
+                raise ValueError("PADDOCK_TLS_CERT_FILE, _KEY_FILE and _CLIENT_CA_FILE are set together or not at all")
+            return None
+        return TlsFiles(cert, key, client_ca)
 
     @property
     def grpc_message_bytes(self) -> int:
