@@ -13,6 +13,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
 from policy.rules.events import Finished, local_reason
+from policy.rules.logs import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,11 +72,12 @@ def _entry(entry: Any) -> Finished | None:
         "tn": text.get("tenant", ""),
         "kp": text.get("key_prefix", ""),
         "model": text.get("model", ""),
-        "ep": text.get("endpoint", "") or held.get("endpoint", "") or request.path.partition("?")[0][:200],
+        "ep": text.get("endpoint", "") or held.get("endpoint", "") or redact(request.path.partition("?")[0])[:200],
         "method": base_pb2.RequestMethod.Name(request.request_method),
         "addr": address,
         "st": status,
         "reason": text.get("reason", "") or (local_reason(status) if refused else ""),
+        "nf": not grant and not reached,
         "flags": ",".join([*flags, *filter(None, text.get("signals", "").split(","))]),
         "in": request.request_body_bytes,
         "out": response.response_body_bytes,

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from policy.rules.events import Finished, local_reason
+from policy.rules.logs import redact
 
 _TEXT_MAX = 200
 
@@ -40,11 +41,12 @@ def parse(line: bytes) -> Finished | None:
         "tn": _text(entry, "tenant"),
         "kp": _text(entry, "key_prefix"),
         "model": _text(entry, "model"),
-        "ep": _text(entry, "endpoint") or _text(entry, "path"),
+        "ep": _text(entry, "endpoint") or redact(_text(entry, "path")),
         "method": _text(entry, "method"),
         "addr": address,
         "st": status,
         "reason": _text(entry, "reason") or (local_reason(status) if refused else ""),
+        "nf": not reached and not admitted,
         "flags": _text(entry, "flags").replace("-", ""),
         "in": _number(entry, "bytes_received"),
         "out": _number(entry, "bytes_sent"),
