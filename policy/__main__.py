@@ -29,8 +29,10 @@ from policy.admission import standing
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
 from policy.admission.hashing import Hashing
+from policy.admission.journal import Journal
 from policy.admission.keyring import Keyring
-from policy.admission.ledger import DrainedSeeds, Journal, Ledger
+from policy.admission.ledger import Ledger
+from policy.admission.seeding import Seeds
 from policy.edge import http_server
 from policy.edge.endpoints import Endpoints
 from policy.edge.listening import listen
@@ -50,7 +52,7 @@ from policy.stores.timed import TimedCounters, TimedKeys, TimedRows, timed
 from processor.server_key_files import ServerKeyError, read_public  # a file format: nothing that opens anything
 
 if TYPE_CHECKING:
-    from policy.rules.settlement import Seed
+    from policy.rules.settlement import Known
 
 log = logging.getLogger("policy")
 
@@ -75,7 +77,7 @@ async def serve(settings: PolicySettings) -> None:
         tables = LedgerTables(database)
         stack.push_async_callback(tables.close)
 
-        async def read_seeds(tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
+        async def read_seeds(tenant_id: int, key_id: int) -> Known:
             async with postgres.connection() as connection:
                 return await seeds(connection, tenant_id, key_id, datetime.now(UTC).date())
 
@@ -96,7 +98,7 @@ async def serve(settings: PolicySettings) -> None:
         )  # fmt: skip
         journal = Journal(counters)
         evaluator = Evaluator(
-            keyring, discovery, counters, DrainedSeeds(counters, read_seeds_timed), Bounds(),
+            keyring, discovery, counters, Seeds(read_seeds_timed), Bounds(),
             settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir),
         )  # fmt: skip
         readiness = Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check})

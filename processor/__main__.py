@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from datetime import datetime
 
-    from policy.rules.settlement import Seed
+    from policy.rules.settlement import Known
 
 log = logging.getLogger("processor")
 
@@ -107,7 +107,7 @@ class _NoKeys:
 class _NoSeeds:
     """Policy counted this request a moment ago, so its counters are there, unless the store has just lost them."""
 
-    async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
+    async def read(self, tenant_id: int, key_id: int) -> Known:
         raise StoreDown("the counters were lost after the key was checked")
 
 

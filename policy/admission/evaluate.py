@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policy.rules.judgement import Figures, Tally
-    from policy.rules.settlement import Seed
+    from policy.rules.settlement import Known
     from policy.rules.tenants import Key
     from policy.rules.tiers import Tier
 
 log = logging.getLogger(__name__)
+
+SEED_TRIES = 5  # what the ledger knows is out of date when events are carried there while it is read
 
 
 class Keyring(Protocol):
@@ -65,13 +67,13 @@ class Models(Protocol):
 class Counters(Protocol):
     """Limits, budgets and reservations."""
 
-    async def admit(self, plan: Plan, seed: tuple[Seed, Seed] | None = None) -> Tally | None: ...
+    async def admit(self, plan: Plan, known: Known | None = None) -> Tally | None: ...
 
 
 class Seeds(Protocol):
     """What the ledger knows of a tenant and a key, for counters that the store has not or no longer."""
 
-    async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]: ...
+    async def read(self, tenant_id: int, key_id: int) -> Known: ...
 
 
 class Observe(Protocol):
@@ -237,11 +239,13 @@ class Evaluator:
 
     async def _count(self, plan: Plan) -> Tally:
         tally = await self.counters.admit(plan)
+        for _ in range(SEED_TRIES):
+            if tally is not None:
+                break
+            known = await self.seeds.read(plan.key.tenant.id, plan.key.id)
+            tally = await self.counters.admit(plan, known)
         if tally is None:
-            seed = await self.seeds.read(plan.key.tenant.id, plan.key.id)
-            tally = await self.counters.admit(plan, seed)
-        if tally is None:
-            raise StoreDown("the store asked for a seed twice")
+            raise StoreDown("the ledger moved on while it was read, again and again")
         self.observe(plan.key.tenant.name, tally.scopes[0])  # the tenant's comes first
         return tally
 

@@ -2,8 +2,8 @@
 
 Decisions and settlements are written first as events, in the same atomic step as the counters; from there they are
 carried to PostgreSQL here, in batches, off every request's path. One process of all leads at a time (an advisory lock
-that dies with its connection); the events of a batch are dropped from the store after the commit, and applying a batch
-twice changes nothing, so a kill -9 anywhere in between loses and doubles nothing.
+that dies with its connection); events are dropped from the store after the commit, and writing them twice changes
+nothing, so a kill -9 anywhere in between loses and doubles nothing.
 """
 
 from __future__ import annotations
@@ -11,52 +11,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
-from policy.rules.events import batch
+from policy.rules.events import read
 from policy.rules.faults import DatabaseDown, StoreDown
-from policy.rules.grant import Grant
 from policy.rules.settlement import Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
-    from policy.rules.events import Batch, Finished
-    from policy.rules.settlement import Expired, Identity, Seed
+    from policy.rules.events import Event, Waiting
+    from policy.rules.settlement import Expired, Identity
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-BATCH = 1000  # events of one shard in one transaction
+BATCH = 1000  # events in one transaction
 SWEEP_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 20.0
-GRACE_SECONDS = 2.0  # how long after Envoy's log an unsettled request is left to its processor
-BYTES_PER_DELTA = 110  # of a streamed native chunk around its text, for the estimate of last resort
+FAULT_SECONDS = 5.0  # how long the books rest after a fault that nobody foresaw
 
 
 class Events(Protocol):
     """Where the events wait, and the reservations stand."""
 
     async def backlog(self) -> list[int]: ...
-    async def events(self, shard: int, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]: ...
-    async def forget(self, shard: int, last: bytes) -> None: ...
-    async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int: ...
+    async def events(self, shard: int, most: int) -> Waiting: ...
+    async def forget(self, carried: Waiting) -> None: ...
     async def refusals(self, shard: int) -> dict[str, int]: ...
     async def forget_refusals(self, shard: int, fields: Sequence[str]) -> None: ...
     async def expired(self, shard: int, most: int = 100) -> list[Expired]: ...
-    async def settle(self, grant: Grant, settlement: Settlement) -> str: ...
     async def settle_as(self, request_id: str, identity: Identity, settlement: Settlement) -> str: ...
-    def shard_of(self, tenant_id: int | None, address: str) -> int: ...
 
 
 class Rows(Protocol):
-    """The ledger's tables."""
+    """The ledger's tables. `apply`, `quarantine` and `advance` belong into a `writing` block."""
 
     async def lead(self) -> bool: ...
-    async def apply(self, batch: Batch) -> None: ...
+    def writing(self) -> AbstractAsyncContextManager[None]: ...
+    async def apply(self, events: Sequence[Event]) -> list[tuple[Event, str]]: ...
+    async def quarantine(self, waiting: Waiting, index: int, reason: str) -> None: ...
+    async def advance(self, carried: Iterable[Waiting]) -> None: ...
     async def count_refusals(self, rows: Iterable[tuple[int, str, int]]) -> None: ...
+    async def never_forwarded(self, requests: Sequence[tuple[str, int]]) -> frozenset[str]: ...
     async def arrange(self, now: datetime, retention_days: int) -> None: ...
 
 
@@ -86,160 +86,122 @@ class Ledger:
         self._retention_days = retention_days
         self._kept = kept
         self._observer = observer or _Unobserved()
+        self._swept = self._kept_house = 0.0
         self.leading = False
         self.waits = False  # for a store that is down: then perhaps nobody leads
 
     async def run(self) -> None:
-        """For ever: lead if nobody does, carry what waits, sweep, keep house. A store that is down is waited for."""
-        swept = kept_house = 0.0
+        """For ever. A store that is down is waited for."""
         while True:
             try:
-                self.leading = await self._rows.lead()
-                self.waits = False
-                if not self.leading:
-                    await asyncio.sleep(1.0)
-                    continue
-                now = time.monotonic()
-                if now - kept_house > HOUSEKEEPING_SECONDS:
-                    await self._rows.arrange(datetime.now(UTC), self._retention_days)
-                    await self._count_refusals()
-                    kept_house = now
-                if now - swept > SWEEP_SECONDS:
-                    await self._sweep()
-                    swept = now
-                if not await self.carry():
-                    await asyncio.sleep(POLL_SECONDS)
+                pause = await self._turn()
             except (StoreDown, DatabaseDown) as fault:
                 self.leading, self.waits = False, True
                 log.warning("ledger waits", extra={"fault": f"{type(fault).__name__}: {fault}"})
-                await asyncio.sleep(0.5)
+                pause = 0.5
+            except Exception as fault:  # the last net: books that stand still must not take admissions down with them
+                self.leading = False
+                frames = reversed(traceback.extract_tb(fault.__traceback__)[-3:])
+                place = " < ".join(f"{frame.name}:{frame.lineno}" for frame in frames)
+                log.error("ledger failed", extra={"fault": type(fault).__name__, "at": place})
+                pause = FAULT_SECONDS
+            await asyncio.sleep(pause)
+
+    async def _turn(self) -> float:
+        """Lead if nobody does, keep house, sweep, carry what waits; how long to rest then."""
+        self.leading = await self._rows.lead()
+        self.waits = False
+        if not self.leading:
+            return 1.0
+        now = time.monotonic()
+        if now - self._kept_house > HOUSEKEEPING_SECONDS:
+            await self._rows.arrange(datetime.now(UTC), self._retention_days)
+            await self.count_refusals()
+            self._kept_house = now
+        if now - self._swept > SWEEP_SECONDS:
+            await self.sweep()
+            self._swept = now
+        return 0.0 if await self.carry() else POLL_SECONDS
 
     async def carry(self) -> bool:
-        """Carry one batch of each shard that has any; say whether more may wait."""
+        """Carry what waits, up to a batch of all shards together; say whether more does."""
         backlog = await self._events.backlog()
-        more = False
-        for shard, waiting in enumerate(backlog):
-            if not waiting:
-                continue
-            found = await self._events.events(shard, BATCH)
-            if not found:
-                continue
-            carried = batch(fields for _, fields in found)
-            await self._rows.apply(carried)
-            await self._events.forget(shard, found[-1][0])
-            self._observer.ledger_carried("admission", len(carried.admissions))
-            self._observer.ledger_carried("log", len(carried.logs))
-            self._observer.ledger_carried("settlement", len(carried.settlements))
-            more = more or len(found) == BATCH
+        if not any(backlog):
+            return False
+        async with self._rows.writing():
+            carried, more = await self._oldest(backlog)
+            await self._write(carried)
+            await self._rows.advance(carried)
+        for waiting in carried:
+            await self._events.forget(waiting)
         return more
 
-    async def _sweep(self) -> None:
-        """Settle what nobody will settle any more, at what is known of it: that is what `estimated` says."""
-        for shard in range(len(await self._events.backlog())):
-            for forgotten in await self._events.expired(shard):
-                settlement = Settlement(None, forgotten.completion_tokens, exact=False, event={"outcome": "lost"})
-                await self._events.settle_as(forgotten.request_id, forgotten.identity, settlement)
-                self._observer.reservations_swept(1)
+    async def _oldest(self, backlog: list[int]) -> tuple[list[Waiting], bool]:
+        """What fits into a batch, each shard in its order; the longest queue first, so that none waits for ever."""
+        found: list[Waiting] = []
+        room = BATCH
+        for shard in sorted(range(len(backlog)), key=lambda shard: -backlog[shard]):
+            if not backlog[shard]:
+                break
+            if room <= 0:
+                return found, True
+            waiting = await self._events.events(shard, room)
+            if waiting.entries:
+                found.append(waiting)
+                room -= len(waiting.entries)
+        return found, room <= 0
 
-    async def _count_refusals(self) -> None:
-        this_minute = int(time.time() // 60)
+    async def _write(self, carried: list[Waiting]) -> None:
+        """Into rows, or into quarantine: an event that nothing can be done with must not hold up all others."""
+        events: list[Event] = []
+        places: dict[int, tuple[Waiting, int]] = {}
+        for waiting in carried:
+            for index, (_, fields) in enumerate(waiting.entries):
+                try:
+                    event = read(fields)
+                except ValueError as error:
+                    await self._set_aside(waiting, index, str(error))
+                else:
+                    places[id(event)] = waiting, index
+                    events.append(event)
+        for event, reason in await self._rows.apply(events) if events else ():
+            await self._set_aside(*places[id(event)], reason)
+        for kind in ("admission", "log", "settlement"):
+            self._observer.ledger_carried(kind, sum(event.kind == kind for event in events))
+
+    async def _set_aside(self, waiting: Waiting, index: int, reason: str) -> None:
+        log.error("event set aside", extra={"shard": waiting.shard, "event": waiting.entries[index][0].decode()})
+        await self._rows.quarantine(waiting, index, reason)
+        self._observer.ledger_carried("quarantined", 1)
+
+    async def sweep(self) -> None:
+        """Settle what nobody will settle any more, at what is known of it: that is what `estimated` says. What never
+        went on to an upstream (its client left while policy decided, say) costs nothing."""
         for shard in range(len(await self._events.backlog())):
-            past: list[tuple[int, str, int]] = []
-            done: list[str] = []
-            for name, count in (await self._events.refusals(shard)).items():
-                minute, _, address = name.partition("|")
-                if int(minute) >= this_minute:
-                    continue
-                done.append(name)
-                if count > self._kept:
-                    past.append((int(minute), address, count - self._kept))
+            forgotten = await self._events.expired(shard)
+            if not forgotten:
+                continue
+            unsent = await self._rows.never_forwarded([(one.request_id, one.identity.started_at) for one in forgotten])
+            for one in forgotten:
+                if one.request_id in unsent:
+                    settlement = Settlement(0, 0, exact=True, event={"outcome": "not_forwarded"})
+                else:
+                    settlement = Settlement(None, one.completion_tokens, exact=False, event={"outcome": "lost"})
+                if await self._events.settle_as(one.request_id, one.identity, settlement) == "settled":
+                    self._observer.reservations_swept(1)
+
+    async def count_refusals(self) -> None:
+        """Write one row for each address and minute that had more refusals than have rows of their own."""
+        for shard in range(len(await self._events.backlog())):
+            over = await self._events.refusals(shard)
+            past = [(*_minute_and_address(name), count - self._kept) for name, count in over.items()]
+            past = [row for row in past if row[2] > 0]
             if past:
                 await self._rows.count_refusals(past)
-            if done:
-                await self._events.forget_refusals(shard, done)
+            if over:
+                await self._events.forget_refusals(shard, list(over))
 
 
-class Journal:
-    """Takes down what Envoy's access log tells, and settles what its processor could not.
-
-    A request whose exchange is over and whose processor did not say that it settled gets a short grace; then what
-    Envoy saw of it is the best that anybody knows.
-    """
-
-    def __init__(self, events: Events) -> None:
-        self._events = events
-        self._open: deque[tuple[float, Finished]] = deque()
-
-    async def write(self, entries: Iterable[Finished]) -> None:
-        """Write entries as events, one store call per shard; waits for a store that is down, since no entry may be
-        lost, and Envoy keeps what it has not yet sent."""
-        shards: dict[int, list[tuple[str, bool, str]]] = {}
-        for entry in entries:
-            if entry.grant and not entry.settled:
-                self._open.append((time.monotonic() + GRACE_SECONDS, entry))
-            if not entry.counted:
-                shard = self._events.shard_of(entry.tenant_id, entry.address)
-                shards.setdefault(shard, []).append((entry.address, entry.refused and not entry.recorded, entry.event))
-        for shard, found in shards.items():
-            while True:
-                try:
-                    await self._events.log(shard, found)
-                    break
-                except StoreDown:
-                    await asyncio.sleep(0.2)
-
-    async def run(self) -> None:
-        """For ever: settle what is past its grace."""
-        while True:
-            while self._open and self._open[0][0] <= time.monotonic():
-                _, entry = self._open[0]
-                try:
-                    await self._settle(entry)
-                except StoreDown:
-                    break
-                self._open.popleft()
-            await asyncio.sleep(0.25)
-
-    async def _settle(self, entry: Finished) -> None:
-        grant = Grant.from_json(entry.grant)
-        if not grant.epoch:
-            return  # nothing was reserved
-        if not entry.reached_upstream:
-            settlement = Settlement(0, 0, exact=True, event={"outcome": "not_forwarded"})
-        else:
-            per_token = BYTES_PER_DELTA if grant.stream else 5
-            tokens = min(entry.response_bytes // per_token, grant.cap)
-            settlement = Settlement(None, tokens, exact=False, event={"outcome": "lost"})
-        await self._events.settle(grant, settlement)
-
-
-class DrainedSeeds:
-    """Seeds for counters that the store lost: read only when what waits in its stream is in the ledger too."""
-
-    def __init__(self, events: Backlog, read: Seeding, patience: float = 3.0) -> None:
-        self._events = events
-        self._read = read
-        self._patience = patience
-
-    async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
-        """StoreDown when the ledger does not catch up in time: no budget is believed from half a sum."""
-        newest = await self._events.newest(tenant_id)
-        deadline = time.monotonic() + self._patience
-        while newest is not None and not await self._events.carried(tenant_id, newest):
-            if time.monotonic() > deadline:
-                raise StoreDown("the ledger is behind: a budget cannot be rebuilt yet")
-            await asyncio.sleep(0.02)
-        return await self._read(tenant_id, key_id)
-
-
-class Backlog(Protocol):
-    """How far the stream of a tenant's shard has been carried."""
-
-    async def newest(self, tenant_id: int) -> bytes | None: ...
-    async def carried(self, tenant_id: int, event: bytes) -> bool: ...
-
-
-class Seeding(Protocol):
-    """Reads seeds from the ledger."""
-
-    async def __call__(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]: ...
+def _minute_and_address(name: str) -> tuple[int, str]:
+    minute, _, address = name.partition("|")
+    return int(minute), address

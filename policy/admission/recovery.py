@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from policy.rules.access_line import parse
+from policy.rules.addresses import neighbourhood
 from policy.rules.faults import DatabaseDown, StoreDown
 
 if TYPE_CHECKING:
@@ -97,11 +98,11 @@ class Recovery:
         missing = [entry for entry in entries if entry.request_id not in told]
         if not missing:
             return
-        minutes = {(entry.started_at // 60_000_000, entry.address) for entry in missing if entry.refused}
-        counted = await self._told.counted(minutes)
-        await self._writer.write(
-            entry
-            for entry in missing
-            if not (entry.refused and (entry.started_at // 60_000_000, entry.address) in counted)
-        )
+        counted = await self._told.counted({_counted_in(entry) for entry in missing if entry.refused})
+        await self._writer.write(entry for entry in missing if not (entry.refused and _counted_in(entry) in counted))
         log.info("recovered", extra={"requests": len(missing)})
+
+
+def _counted_in(entry: Finished) -> tuple[int, str]:
+    """The minute and the address that a refusal counts for."""
+    return entry.started_at // 60_000_000, neighbourhood(entry.address)

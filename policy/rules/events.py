@@ -8,11 +8,15 @@ is identified by its id and Envoy's start time together, which all three know.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+_TIME = re.compile(r"[0-9]{1,16}", re.ASCII)  # microseconds since the epoch, for the next two centuries
+LONGEST_TEXT = 1000  # characters of any text in an event: what is longer was written by somebody who means no good
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,36 @@ class Finished:
     edge_reason: str = ""  # why Envoy refused it by itself; "" where it did not
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The oldest events of one shard, as they stand in its stream."""
+
+    shard: int
+    epoch: str  # the life of the counter store that they were written in
+    entries: tuple[tuple[bytes, dict[bytes, bytes]], ...]  # id and fields
+
+    @property
+    def last(self) -> str:
+        """The id of the last of them."""
+        return self.entries[-1][0].decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event that can be read: its kind, and its facts under the names that the ledger's statements use."""
+
+    kind: str  # "admission", "settlement" or "log"
+    facts: dict[str, Any]
+
+    @property
+    def request(self) -> tuple[str, str]:
+        """Which request it is about."""
+        return self.facts["s"], self.facts["id"]
+
+
 @dataclass(slots=True)
 class Batch:
-    """Events of one shard, sorted by kind; later news of one request and kind replaces earlier news."""
+    """Events sorted by kind; of one request and kind the later news, but the first settlement: that one was charged."""
 
     admissions: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     settlements: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -46,33 +77,67 @@ class Batch:
         return len(self.admissions) + len(self.settlements) + len(self.logs)
 
 
-def batch(events: Iterable[Mapping[bytes, bytes]]) -> Batch:
-    """Sort raw stream entries (see the scripts in `policy/stores`) into a batch. ValueError on one that is none."""
+def batch(events: Iterable[Event]) -> Batch:
+    """Sort events, which come in the order in which they were written."""
     found = Batch()
     for event in events:
-        kind = event.get(b"k")
-        if kind == b"admit":
-            facts = json.loads(event[b"e"])
-            verdict = event[b"v"].decode()
-            facts["reason"] = facts["reason"] if verdict == "ok" else verdict
-            facts["decision"] = "denied" if facts["reason"] else "allowed"
-            found.admissions[facts["s"], facts["id"]] = facts
-        elif kind == b"settle":
-            identity = json.loads(event[b"i"])
-            facts = json.loads(event[b"e"])
-            prompt, completion, estimated = (int(n) for n in event[b"u"].split())
-            facts.update(
-                s=identity["s"], t=identity["t"], tn=identity["tn"], k=identity["k"], kp=identity["kp"],
-                model=identity["model"], ep=identity["ep"], day=int(event[b"d"]), pt=prompt, ct=completion,
-                est=bool(estimated),
-            )  # fmt: skip
-            found.settlements.setdefault((facts["s"], facts["id"]), facts)  # the first settlement is the one charged
-        elif kind == b"log":
-            facts = json.loads(event[b"e"])
-            found.logs[facts["s"], facts["id"]] = facts
+        if event.kind == "settlement":
+            found.settlements.setdefault(event.request, event.facts)
         else:
-            raise ValueError(f"an event of no known kind: {kind!r}")
+            kind = found.admissions if event.kind == "admission" else found.logs
+            kind[event.request] = event.facts
     return found
+
+
+def read(fields: Mapping[bytes, bytes]) -> Event:
+    """Read a raw stream entry (the scripts in `policy/stores` write them). ValueError on one that is none."""
+    try:
+        match fields[b"k"]:
+            case b"admit":
+                return Event("admission", _checked(_admission(fields)))
+            case b"settle" | b"again":
+                return Event("settlement", _checked(_settlement(fields)))
+            case b"log":
+                return Event("log", _checked(_object(fields[b"e"])))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it lacks something: {error!r}") from error
+    raise ValueError("it is of no known kind")
+
+
+def _admission(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    facts = _object(fields[b"e"])
+    verdict = fields[b"v"].decode()
+    facts["reason"] = facts["reason"] if verdict == "ok" else verdict
+    facts["decision"] = "denied" if facts["reason"] else "allowed"
+    return facts
+
+
+def _settlement(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    who = _object(fields[b"i"])
+    prompt, completion, estimated = (int(number) for number in fields[b"u"].split())
+    return {
+        **_object(fields[b"e"]),
+        "s": who["s"], "t": who["t"], "tn": who["tn"], "k": who["k"], "kp": who["kp"], "model": who["model"],
+        "ep": who["ep"], "day": int(fields[b"d"]), "pt": prompt, "ct": completion, "est": bool(estimated),
+    }  # fmt: skip
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    found = json.loads(text.decode("utf-8", "replace"))
+    if type(found) is not dict:
+        raise ValueError("it holds no object")
+    return found
+
+
+def _checked(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with texts that PostgreSQL takes: without NUL and lone surrogates, and of a sane length."""
+    if type(facts["id"]) is not str or not facts["id"] or not _TIME.fullmatch(facts["s"]):
+        raise ValueError("it is about no request")
+    for name, value in facts.items():
+        if type(value) is str and (not value.isascii() or "\0" in value or len(value) > LONGEST_TEXT):
+            clean = value[:LONGEST_TEXT].replace("\0", "\N{REPLACEMENT CHARACTER}")
+            facts[name] = clean.encode("utf-8", "replace").decode()
+    return facts
 
 
 def local_reason(status: int) -> str:

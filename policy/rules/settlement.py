@@ -17,6 +17,17 @@ class Seed:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What PostgreSQL knows of a tenant and one of its keys, and up to which event: the last one carried there, in that
+    life of the counter store. What came after it still waits in the store's stream."""
+
+    tenant: Seed
+    key: Seed
+    epoch: str = ""
+    event: str = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """What a request really used. `prompt_tokens` None: the estimate stands, and the row says `estimated`."""
 

@@ -6,10 +6,10 @@
 local now = clock(ARGV[1])
 local reply = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))) do
-  local held = redis.call('HGET', KEYS[1], id)
-  if held then
+  local text = redis.call('HGET', KEYS[1], id)
+  if text then
     reply[#reply + 1] = id
-    reply[#reply + 1] = held
+    reply[#reply + 1] = held(text).identity
     reply[#reply + 1] = redis.call('HGET', KEYS[3], id) or '0'
   else
     redis.call('ZREM', KEYS[2], id)

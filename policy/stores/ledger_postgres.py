@@ -1,27 +1,35 @@
-"""The ledger's tables. A batch is applied in one transaction, and applying it again changes nothing.
+"""The ledger's tables. Events are written in one transaction, and writing them again changes nothing.
 
-A request's three kinds of event arrive in any order; each statement inserts the row or fills in what it knows. Only the
-statement that sets `settled_at` adds to `usage_daily`, so tokens are counted once however often an event comes.
-Rows are touched in key order: two writers at once wait for each other instead of deadlocking.
+A request's three kinds of event arrive in any order; each statement inserts the row or fills in what it knows, and the
+row that comes of it is the same. Only the statement that sets `settled_at` adds to `usage_daily`, so tokens are counted
+once however often an event comes. Rows are touched in key order: two writers at once wait for each other instead of
+deadlocking.
 """
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from policy.rules.events import batch
 from policy.rules.faults import DatabaseDown
-from policy.rules.settlement import Seed
+from policy.stores import ledger_partitions
+from policy.stores.ledger_seeds import SEEDS_LOCK, seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from datetime import datetime
 
-    from policy.rules.events import Batch
+    from policy.rules.events import Batch, Event, Waiting
+
+__all__ = ["WRITER_LOCK", "LedgerTables", "seeds"]
 
 WRITER_LOCK = 0x7061_6464_6C67  # "paddlg": one writer at a time carries events to the ledger
+# A writer that stands still (stopped, or waiting for a store that hangs) loses its place to another.
+STANDSTILL_SECONDS = 15
 
 _ADMISSIONS = """
 INSERT INTO audit AS a (request_id, started_at, tenant_id, tenant, key_id, key_prefix, model, endpoint, decision,
@@ -33,25 +41,32 @@ ORDER BY 2, 1
 ON CONFLICT (started_at, request_id) DO UPDATE SET
     tenant_id = excluded.tenant_id, tenant = excluded.tenant, key_id = excluded.key_id,
     key_prefix = excluded.key_prefix, model = excluded.model, endpoint = excluded.endpoint,
-    decision = excluded.decision, reason = excluded.reason, address = excluded.address
+    -- What Envoy answered in spite of an admission (its check timed out, say) stays a refusal.
+    decision = CASE WHEN excluded.reason = '' AND a.reason <> '' THEN 'denied' ELSE excluded.decision END,
+    reason = CASE WHEN excluded.reason = '' THEN a.reason ELSE excluded.reason END,
+    address = CASE WHEN a.duration_us IS NULL THEN excluded.address ELSE a.address END
 """
 
 _LOGS = """
 INSERT INTO audit AS a (request_id, started_at, tenant_id, tenant, key_prefix, model, endpoint, method, decision,
-                        reason, status, duration_us, upstream_us, bytes_in, bytes_out, address, flags)
+                        reason, outcome, status, duration_us, upstream_us, bytes_in, bytes_out, address, flags)
 SELECT e.id, to_timestamp(e.s::bigint / 1e6), e.t, e.tn, e.kp, e.model, e.ep, e.method,
-       CASE WHEN e.reason = '' THEN 'allowed' ELSE 'denied' END, e.reason, e.st, e.us, e.up_us, e."in", e."out",
+       CASE WHEN e.reason = '' THEN 'allowed' ELSE 'denied' END, e.reason,
+       CASE WHEN e.nf AND e.reason = '' THEN 'not_forwarded' ELSE '' END, e.st, e.us, e.up_us, e."in", e."out",
        e.addr, e.flags
 FROM jsonb_to_recordset($1::text::jsonb) AS e(id text, s text, t bigint, tn text, kp text, model text, ep text,
-                                              method text, reason text, st int, us bigint, up_us bigint, "in" bigint,
-                                              "out" bigint, addr text, flags text)
+                                              method text, reason text, nf boolean, st int, us bigint, up_us bigint,
+                                              "in" bigint, "out" bigint, addr text, flags text)
 ORDER BY 2, 1
 ON CONFLICT (started_at, request_id) DO UPDATE SET
-    method = excluded.method, status = excluded.status, duration_us = excluded.duration_us,
-    upstream_us = excluded.upstream_us, bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out,
-    address = excluded.address, flags = excluded.flags,
+    method = excluded.method, duration_us = excluded.duration_us,
+    upstream_us = coalesce(excluded.upstream_us, a.upstream_us),
+    bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, address = excluded.address, flags = excluded.flags,
+    status = excluded.status,
     endpoint = CASE WHEN a.endpoint = '' THEN excluded.endpoint ELSE a.endpoint END,
-    reason = CASE WHEN a.reason = '' THEN excluded.reason ELSE a.reason END
+    reason = CASE WHEN a.reason = '' THEN excluded.reason ELSE a.reason END,
+    decision = CASE WHEN excluded.reason = '' THEN a.decision ELSE 'denied' END,
+    outcome = CASE WHEN a.outcome = '' THEN excluded.outcome ELSE a.outcome END
 """
 
 _SETTLEMENTS = """
@@ -68,7 +83,10 @@ WITH e AS (
            load, prompt, eval
     FROM e ORDER BY started_at, id
     ON CONFLICT (started_at, request_id) DO UPDATE SET
-        outcome = excluded.outcome, status = coalesce(a.status, excluded.status),
+        tenant_id = excluded.tenant_id, tenant = excluded.tenant, key_id = excluded.key_id,
+        key_prefix = excluded.key_prefix, model = excluded.model, endpoint = excluded.endpoint,
+        outcome = CASE WHEN excluded.outcome = '' THEN a.outcome ELSE excluded.outcome END,
+        status = CASE WHEN a.duration_us IS NULL THEN excluded.status ELSE a.status END,
         prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
         estimated = excluded.estimated, settled_at = excluded.settled_at, ttft_us = excluded.ttft_us,
         load_ns = excluded.load_ns, prompt_ns = excluded.prompt_ns, eval_ns = excluded.eval_ns
@@ -88,6 +106,16 @@ ON CONFLICT (tenant_id, key_id, model, day) DO UPDATE SET
     prompt_ns = u.prompt_ns + excluded.prompt_ns, eval_ns = u.eval_ns + excluded.eval_ns
 """
 
+_QUARANTINE = """
+INSERT INTO ledger_quarantine (shard, epoch, event, reason, fields) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+"""
+
+_POSITIONS = """
+INSERT INTO ledger_position AS p (shard, epoch, event)
+SELECT * FROM jsonb_to_recordset($1::text::jsonb) AS e(shard int, epoch text, event text)
+ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, event = excluded.event
+"""
+
 _REFUSALS = """
 INSERT INTO audit AS a (request_id, started_at, decision, reason, address, requests)
 SELECT 'refusals:' || e.minute || ':' || e.addr, to_timestamp(e.minute * 60), 'denied', 'refusals_past_rate', e.addr,
@@ -96,85 +124,100 @@ FROM jsonb_to_recordset($1::text::jsonb) AS e(minute bigint, addr text, count in
 ON CONFLICT (started_at, request_id) DO UPDATE SET requests = greatest(a.requests, excluded.requests)
 """
 
-_SEED = """
-SELECT coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE day = $2), 0)::bigint AS day,
-       coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE day >= date_trunc('month', $2::date)), 0)::bigint
-           AS month,
-       coalesce(sum(prompt_tokens + completion_tokens), 0)::bigint AS total
-FROM usage_daily WHERE
+_NEVER_FORWARDED = """
+SELECT a.request_id FROM audit a
+JOIN unnest($1::text[], $2::bigint[]) AS e (id, s) ON a.request_id = e.id AND a.started_at = to_timestamp(e.s / 1e6)
+WHERE a.outcome = 'not_forwarded' OR (a.duration_us IS NOT NULL AND a.decision = 'denied')
 """
+
+# What PostgreSQL says when an event is at fault and not the database: wrong data, a broken constraint, a text that no
+# index takes, the same row twice in one statement.
+_POISON = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.CardinalityViolationError,
+)
 
 
 class LedgerTables:
-    """One connection that writes, held for as long as the advisory lock; `seed` reads through it or another."""
+    """One connection that writes, held for as long as the advisory lock."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._leading = False
 
     async def lead(self) -> bool:
         """Become, or still be, the one writer. The lock is the connection's: a dead writer gives it up by dying."""
-        try:
+        async with self._fault_closes():
             if self._connection is None or self._connection.is_closed():
-                self._connection = await asyncpg.connect(self._url, timeout=2, command_timeout=30)
+                self._connection = await asyncpg.connect(
+                    self._url,
+                    timeout=2,
+                    command_timeout=30,
+                    server_settings={"idle_in_transaction_session_timeout": f"{STANDSTILL_SECONDS}s"},
+                )
                 self._leading = False
             if not self._leading:
                 self._leading = bool(await self._connection.fetchval("SELECT pg_try_advisory_lock($1)", WRITER_LOCK))
             return self._leading
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            await self.close()
-            raise DatabaseDown(type(error).__name__) from error
 
-    _leading = False
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """One transaction, around reading events as well as writing them: no seed is summed up while it runs, because
+        what it is about to write may have left the counter store meanwhile."""
+        async with self._fault_closes():
+            connection = self._held()
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", SEEDS_LOCK)
+                yield
 
-    async def apply(self, batch: Batch) -> None:
-        """Write a batch; all of it or nothing."""
+    async def apply(self, events: Sequence[Event]) -> list[tuple[Event, str]]:
+        """Write events, inside `writing`; those that no table takes come back, with what PostgreSQL said of them."""
         connection = self._held()
         try:
             async with connection.transaction():
-                for statement, events in (
-                    (_ADMISSIONS, batch.admissions),
-                    (_LOGS, batch.logs),
-                    (_SETTLEMENTS, batch.settlements),
-                ):
-                    if events:
-                        await connection.execute(statement, _json(events.values()))
-        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-            await self.close()
-            raise DatabaseDown(type(error).__name__) from error
+                await _write(connection, batch(events))
+        except _POISON as error:
+            if len(events) == 1:
+                return [(events[0], f"{type(error).__name__}: {error}")]
+        else:
+            return []
+        half = len(events) // 2
+        return await self.apply(events[:half]) + await self.apply(events[half:])
+
+    async def quarantine(self, waiting: Waiting, index: int, reason: str) -> None:
+        """Keep an entry that cannot be applied, inside `writing`."""
+        number, fields = waiting.entries[index]
+        text = json.dumps({name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()})
+        await self._held().execute(
+            _QUARANTINE, waiting.shard, waiting.epoch, number.decode(), reason[:500], text.replace("\0", "")
+        )
+
+    async def advance(self, carried: Iterable[Waiting]) -> None:
+        """Note how far each shard has been carried, inside `writing`."""
+        positions = [{"shard": one.shard, "epoch": one.epoch, "event": one.last} for one in carried]
+        await self._held().execute(_POSITIONS, json.dumps(positions))
 
     async def count_refusals(self, rows: Iterable[tuple[int, str, int]]) -> None:
         """Write (minute since the epoch, address, refusals past the rate) rows."""
         facts = [{"minute": minute, "addr": address, "count": count} for minute, address, count in rows]
-        await self._held().execute(_REFUSALS, json.dumps(facts))
+        async with self._fault_closes():
+            await self._held().execute(_REFUSALS, json.dumps(facts))
+
+    async def never_forwarded(self, requests: Sequence[tuple[str, int]]) -> frozenset[str]:
+        """Of these requests (id, start in µs) those of which Envoy's log says that no upstream ever saw them."""
+        async with self._fault_closes():
+            rows = await self._held().fetch(
+                _NEVER_FORWARDED, [name for name, _ in requests], [started for _, started in requests]
+            )
+            return frozenset(row["request_id"] for row in rows)
 
     async def arrange(self, now: datetime, retention_days: int) -> None:
-        """Have partitions for this month and the next, and none that is wholly older than the retention."""
-        connection = self._held()
-        month = date(now.year, now.month, 1)
-        for _ in range(2):
-            following = date(month.year + month.month // 12, month.month % 12 + 1, 1)
-            name = f"audit_{month:%Y%m}"
-            if await connection.fetchval("SELECT to_regclass($1)", name) is None:
-                async with connection.transaction():
-                    # What came before the partition was there waits in the default one: move it over.
-                    await connection.execute(f"CREATE TABLE {name} (LIKE audit INCLUDING DEFAULTS)")
-                    await connection.execute(
-                        f"WITH moved AS (DELETE FROM audit_default WHERE started_at >= '{month}'"  # noqa: S608  # dates of our own making
-                        f" AND started_at < '{following}' RETURNING *) INSERT INTO {name} SELECT * FROM moved"
-                    )
-                    await connection.execute(
-                        f"ALTER TABLE audit ATTACH PARTITION {name} FOR VALUES FROM ('{month} 00:00+00') "
-                        f"TO ('{following} 00:00+00')"
-                    )
-            month = following
-        oldest = datetime.fromtimestamp(now.timestamp() - retention_days * 86400, UTC)
-        for record in await connection.fetch(
-            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-            " WHERE i.inhparent = 'audit'::regclass AND c.relname ~ '^audit_[0-9]{6}$' AND c.relname < $1",
-            f"audit_{oldest:%Y%m}",
-        ):
-            await connection.execute(f'DROP TABLE "{record["relname"]}"')
+        """Have a partition for every month that needs one, and none that is wholly older than the retention."""
+        async with self._fault_closes():
+            await ledger_partitions.arrange(self._held(), now, retention_days)
 
     async def close(self) -> None:
         connection, self._connection, self._leading = self._connection, None, False
@@ -186,25 +229,32 @@ class LedgerTables:
             raise DatabaseDown("the ledger's connection is closed")
         return self._connection
 
-
-async def seeds(pool: Any, tenant_id: int, key_id: int, today: date) -> tuple[Seed, Seed]:
-    """What the ledger says a tenant and a key have used, for `today` (UTC)."""
-    found = []
-    for condition, value in (("tenant_id = $1", tenant_id), ("tenant_id = $3 AND key_id = $1", key_id)):
-        extra = (tenant_id,) if "$3" in condition else ()
-        row = await pool.fetchrow(_SEED + condition, value, today, *extra)
-        found.append(
-            Seed(
-                day=(today - date(1970, 1, 1)).days,
-                day_tokens=row["day"],
-                month=today.year * 100 + today.month,
-                month_tokens=row["month"],
-                total=row["total"],
-            )
-        )
-    return found[0], found[1]
+    @asynccontextmanager
+    async def _fault_closes(self) -> AsyncIterator[None]:
+        """Whatever PostgreSQL cannot do now is DatabaseDown, and the connection (and with it the lead) is given up: a
+        full disk, a server that became a replica, a lost connection are tried again on a new one."""
+        try:
+            yield
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # TimeoutError is an OSError
+            await self.close()
+            raise DatabaseDown(f"{type(error).__name__}: {error}"[:200]) from error
+        except BaseException:
+            # Cancelled, or a fault elsewhere while a transaction was open: what the connection is in the middle of is
+            # not known here.
+            if self._connection is not None and self._connection.is_in_transaction():
+                await self.close()
+            raise
 
 
-def _json(events: Iterable[dict[str, Any]]) -> str:
-    # PostgreSQL's text has no NUL; a hostile path or model name may.
-    return json.dumps(list(events)).replace("\\u0000", "\\ufffd")
+async def _write(connection: asyncpg.Connection[asyncpg.Record], events: Batch) -> None:
+    for statement, facts in (
+        (_ADMISSIONS, events.admissions),
+        (_LOGS, events.logs),
+        (_SETTLEMENTS, events.settlements),
+    ):
+        if facts:
+            await connection.execute(statement, _json(facts.values()))
+
+
+def _json(facts: Iterable[dict[str, Any]]) -> str:
+    return json.dumps(list(facts))

@@ -13,7 +13,8 @@ local verdict, wait = 'ok', 0
 
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'ok', 0, 0} end -- a call is repeated where a connection broke
 
-local opened = window(KEYS[4], 'r', now)
+local address = load(KEYS[4])
+slide(KEYS[4], address, now)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
 
@@ -22,8 +23,8 @@ local function until_first_ends(live)
   return math.max(1000, tonumber(first[2]) - now)
 end
 
-if opened + 1 > tonumber(ARGV[4]) then
-  verdict, wait = 'session_address_rate', wait_for(KEYS[4], 'r', now, opened + 1 - tonumber(ARGV[4]))
+if address.rs + 1 > tonumber(ARGV[4]) then
+  verdict, wait = 'session_address_rate', wait_for(KEYS[4], address, now, 1, address.rs + 1 - tonumber(ARGV[4]))
 elseif redis.call('ZCARD', KEYS[2]) + 1 > tonumber(ARGV[5]) then
   verdict, wait = 'session_live', until_first_ends(KEYS[2])
 elseif redis.call('ZCARD', KEYS[3]) + 1 > tonumber(ARGV[6]) then
@@ -31,8 +32,9 @@ elseif redis.call('ZCARD', KEYS[3]) + 1 > tonumber(ARGV[6]) then
 end
 
 if verdict == 'ok' then
-  add(KEYS[4], 'r', now, 1)
-  redis.call('PEXPIRE', KEYS[4], BUCKETS * BUCKET_MS * 2)
+  count_request(address)
+  save(KEYS[4], address)
+  redis.call('PEXPIRE', KEYS[4], WINDOW_MS * 2)
   local day, month = calendar(now)
   redis.call('HSET', KEYS[1], 'dd', day, 'd', 0, 'mm', month, 'm', 0, 'tot', 0, 'from', now, 'ends', ends)
   redis.call('HSET', KEYS[1], unpack(ARGV, 9))
@@ -45,7 +47,4 @@ if verdict == 'ok' then
   return {verdict, 0, 0}
 end
 
-local counted = 0
-local minute = math.floor(now / 60000)
-if redis.call('HINCRBY', KEYS[5], minute .. '|' .. ARGV[7], 1) > tonumber(ARGV[8]) then counted = 1 end
-return {verdict, wait, counted}
+return {verdict, wait, flooded(KEYS[5], now, ARGV[7], ARGV[8])}

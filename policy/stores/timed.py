@@ -61,8 +61,6 @@ class TimedCounters:
         self.standing = timed(observe, "redis", "standing", store.standing)
         self.refusals = store.refusals
         self.forget_refusals = store.forget_refusals
-        self.newest = store.newest
-        self.carried = store.carried
         self.shard_of = store.shard_of
         self.ping = store.ping
 
@@ -83,4 +81,8 @@ class TimedRows:
         self.apply = timed(observe, "postgresql", "apply_events", tables.apply)
         self.count_refusals = timed(observe, "postgresql", "count_refusals", tables.count_refusals)
         self.arrange = timed(observe, "postgresql", "arrange", tables.arrange)
+        self.never_forwarded = timed(observe, "postgresql", "never_forwarded", tables.never_forwarded)
+        self.quarantine = tables.quarantine
+        self.advance = tables.advance
+        self.writing = tables.writing
         self.lead = tables.lead

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from policy.rules.settlement import Seed
+    from policy.rules.settlement import Known
 
 ONE_MODEL = Key(1, "nz_aaaaaaaaa", "$argon2id$", Tenant(1, "acme", models=frozenset({"llama3.1:8b"})))
 
@@ -48,13 +48,13 @@ class Models:
 class Counters:
     plans: list[Plan] = field(default_factory=list)
 
-    async def admit(self, plan: Plan, seed: tuple[Seed, Seed] | None = None) -> Tally:
+    async def admit(self, plan: Plan, known: Known | None = None) -> Tally:
         self.plans.append(plan)
         return Tally(None, 0, plan.cap, 0, "epoch", (Figures(UNLIMITED, 0, 0, 0, 0, 0, 0, 0),))
 
 
 class Seeds:
-    async def read(self, tenant_id: int, key_id: int) -> tuple[Seed, Seed]:
+    async def read(self, tenant_id: int, key_id: int) -> Known:
         raise AssertionError("the counters are there")
 
 
