@@ -99,7 +99,7 @@ async def serve(settings: PolicySettings) -> None:
         journal = Journal(counters)
         evaluator = Evaluator(
             keyring, discovery, counters, Seeds(read_seeds_timed), Bounds(),
-            settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir),
+            settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir) and settings.secure_inference,
         )  # fmt: skip
         readiness = Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check})
         finished = AccessLog(journal, metrics)

@@ -97,6 +97,11 @@ class SharedSettings(BaseSettings):
         description="Directory of the keys that encrypted requests are sealed to, shared by all processors; policy "
         "reads the public ones. Empty: encrypted requests are not taken (404).",
     )
+    secure_inference: bool = Field(
+        default=True,
+        description="Whether encrypted requests are taken where there is a directory of keys. Off: they are answered "
+        "with 404, and the key is served all the same.",
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     drain_seconds: float = Field(
         default=0.0,
