@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import admin, envelopes, reports
+from gateway import admin, envelopes, reports, running
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _register_up(commands)
     _register_demo(commands)
     _register_check(commands)
+    _register_doctor(commands)
     admin.register(commands)
     reports.register(commands)
     envelopes.register(commands)
@@ -108,6 +109,20 @@ def _register_check(commands: Subparsers) -> None:
         help="what the services have (default: PADDOCK_MAX_REQUEST_BODY_BYTES, 262144)",
     )
     check.set_defaults(run="gateway.check.command:check")
+
+
+def _register_doctor(commands: Subparsers) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look at a deployment from end to end and say what is wrong",
+        description="Asks the stores, Envoy and both services what an operator would ask. With PADDOCK_KEY also one "
+        "request of one token, charged to it. Run it with the services' environment; status 1 if anything is wrong.",
+    )
+    doctor.add_argument("--url", metavar="URL", help="the front door (default: that of the running instance)")
+    doctor.add_argument("--insecure", action="store_true", help="take any certificate of the front door")
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    running.add_arguments(doctor)
+    doctor.set_defaults(run="gateway.doctor:doctor")
 
 
 def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:

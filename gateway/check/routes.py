@@ -234,8 +234,15 @@ def _rewriting(action: RouteAction) -> Iterator[str]:
         "prefix_rewrite", "regex_rewrite", "path_rewrite_policy", "path_rewrite", "request_mirror_policies",
         "internal_redirect_policy", "max_internal_redirects",
     ):  # fmt: skip
-        if getattr(action, name):
+        if getattr(action, name) and not (name == "regex_rewrite" and _session_path(action)):
             yield name
+
+
+def _session_path(action: RouteAction) -> bool:
+    """The one rewriting that policy knows of: a session's /openai/… is judged as the /v1/… that it becomes."""
+    rewrite = action.regex_rewrite
+    pattern = rewrite.pattern.regex if rewrite is not None and rewrite.pattern is not None else ""
+    return rewrite is not None and pattern == "^/openai/" and rewrite.substitution == "/v1/"
 
 
 def _credentials(site: Site, path: Path) -> Iterator[Finding]:
