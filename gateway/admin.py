@@ -60,8 +60,8 @@ def _keys(commands: Subparsers) -> None:
         "Without --model the key may use what its tenant may. A --model that the tenant lacks is allowed to it too.",
     )
     _add_tenant(create)
-    create.add_argument("--owner", type=_plain, default="", metavar="TEXT", help="whose key it is")
-    create.add_argument("--label", type=_plain, default="", metavar="TEXT", help="what it is for")
+    create.add_argument("--owner", type=plain, default="", metavar="TEXT", help="whose key it is")
+    create.add_argument("--label", type=plain, default="", metavar="TEXT", help="what it is for")
     create.add_argument(
         "--expires",
         type=_moment,
@@ -148,14 +148,14 @@ def _add_limits(parser: argparse.ArgumentParser, *, removable: bool = False) -> 
     for name, meaning in LIMITS.items():
         group.add_argument(
             f"--{name.replace('_', '-')}",
-            type=_figure(name, removable),
+            type=figure(name, removable),
             default=argparse.SUPPRESS,  # absent is not None: None removes the limit
             metavar="N",
             help=meaning,
         )
 
 
-class _figure:  # noqa: N801, RUF100  # argparse shows a type by its name
+class figure:  # noqa: N801, RUF100  # argparse shows a type by its name
     """A limit: digits, with `_` between them if you like; perhaps `none`."""
 
     def __init__(self, name: str, removable: bool) -> None:
@@ -198,7 +198,7 @@ def _moment(text: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that a terminal shows as it is."""
     if not text.isprintable() or len(text) > 200:
         raise argparse.ArgumentTypeError("not plain text of at most 200 characters")

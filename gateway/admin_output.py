@@ -50,7 +50,7 @@ def key(key: Key, now: datetime) -> dict[str, object]:
 def tenant_facts(tenant: Tenant) -> Facts:
     return [
         ("models", _tenant_models(tenant)),
-        ("limits", _limits(tenant.limits, tenant.max_tokens)),
+        ("limits", limits(tenant.limits, tenant.max_tokens)),
         *([("state", "disabled")] if tenant.disabled else []),
     ]
 
@@ -62,7 +62,7 @@ def key_facts(key: Key, now: datetime) -> Facts:
         ("owner", key.owner),
         ("label", key.label),
         ("models", _key_models(key)),
-        ("limits", _limits(key.limits, key.max_tokens)),
+        ("limits", limits(key.limits, key.max_tokens)),
         ("expires", "never" if key.expires_at is None else moment(key.expires_at)),
         ("state", key.state_at(now)),
     ]
@@ -78,7 +78,7 @@ def tenants_table(found: Iterable[tuple[Tenant, int]]) -> str:
             "disabled" if tenant.disabled else "active",
             str(keys),
             _tenant_models(tenant),
-            _limits(tenant.limits, tenant.max_tokens),
+            limits(tenant.limits, tenant.max_tokens),
         )
         for tenant, keys in found
     ]
@@ -94,7 +94,7 @@ def keys_table(found: Iterable[Key], now: datetime) -> str:
             key.owner,
             key.label,
             _key_models(key),
-            _limits(key.limits, key.max_tokens),
+            limits(key.limits, key.max_tokens),
             _day(key.created_at, "?"),
             _day(key.expires_at, "never"),
             "never" if key.last_used_at is None else f"{span(now - key.last_used_at)} ago",
@@ -130,7 +130,7 @@ def _key_models(key: Key) -> str:
     return "as its tenant" if key.models is None else ", ".join(sorted(key.models)) or "none"
 
 
-def _limits(limits: Limits, max_tokens: int | None) -> str:
+def limits(limits: Limits, max_tokens: int | None = None) -> str:
     figures = {**asdict(limits), "max_tokens": max_tokens}
     return (
         ", ".join(f"{name.replace('_', '-')} {value}" for name, value in figures.items() if value is not None) or "none"

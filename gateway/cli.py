@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import admin, envelopes, reports, running
+from gateway import admin, envelopes, reports, running, sessions
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     admin.register(commands)
     reports.register(commands)
     envelopes.register(commands)
+    sessions.register(commands)
     return parser
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gateway import durable, embedded, probe, running, server_key, upstreams
+from gateway import durable, embedded, probe, running, server_key, session_secret, upstreams
 from gateway.failure import Failure
 from gateway.home import Home
 from gateway.part import Part
@@ -80,7 +80,7 @@ class Launch:
         self._task: asyncio.Task[None] | None = None
         self._supervisor: Supervisor | None = None
         self._asked = False
-        self._server_keys: dict[str, str] = {}
+        self._secrets: dict[str, str] = {}  # where the services find theirs
         self._home = Home.open(config.data_dir)
         self._metrics = self._home.path / "metrics"
         self.database_url = config.database_url or embedded.postgres_url(self._home)
@@ -111,7 +111,8 @@ class Launch:
         config, home = self._config, self._home
         with ExitStack() as stack:
             stack.enter_context(home.claimed())
-            self._server_keys = server_key.settings(home.path, {**os.environ, **config.environment})
+            given = {**os.environ, **config.environment}
+            self._secrets = server_key.settings(home.path, given) | session_secret.settings(home.path, given)
             _fresh_directory(self._metrics)
             port = stack.enter_context(claim(config.host, config.port))
             await self._look_outside()
@@ -198,7 +199,7 @@ class Launch:
             "PADDOCK_ACCESS_LOG_FILE": str(self._home.logs / "envoy.log"),
             "PROMETHEUS_MULTIPROC_DIR": str(self._metrics),
             **self._config.environment,
-            **self._server_keys,
+            **self._secrets,
             "PADDOCK_DATABASE_URL": self.database_url,
             "PADDOCK_REDIS_URL": self.redis_url,
             "PADDOCK_UPSTREAMS": ",".join(urls),

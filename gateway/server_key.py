@@ -39,7 +39,7 @@ def settings(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     found = {DIRECTORY: str(data_dir / "secrets" / "server-keys")}
     if PASSPHRASE not in environment and PASSPHRASE_FILE not in environment:
-        found[PASSPHRASE_FILE] = str(_made(data_dir / "secrets" / "server-key-passphrase"))
+        found[PASSPHRASE_FILE] = str(made_secret(data_dir / "secrets" / "server-key-passphrase"))
     return found
 
 
@@ -60,7 +60,7 @@ def find(args: argparse.Namespace) -> Place:
     return Place(Path(named or found.server_key_dir), value, None if value is not None else Path(file) if file else own)
 
 
-def _made(path: Path) -> Path:
+def made_secret(path: Path) -> Path:
     """A file with 32 random bytes in hexadecimal, complete or absent: a crash never leaves half a secret."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -73,5 +73,5 @@ def _made(path: Path) -> Path:
                 os.fsync(file.fileno())
             fresh.rename(path)
     except OSError as error:
-        raise Failure(f"cannot make the passphrase of the server keys, {path}: {error.strerror}") from error
+        raise Failure(f"cannot make the secret {path}: {error.strerror}") from error
     return path

@@ -28,11 +28,14 @@ from pydantic import ValidationError
 from policy.admission import standing
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
+from policy.admission.gate import Gate
 from policy.admission.hashing import Hashing
 from policy.admission.journal import Journal
 from policy.admission.keyring import Keyring
 from policy.admission.ledger import Ledger
 from policy.admission.seeding import Seeds
+from policy.admission.session_book import SessionBook
+from policy.admission.sessions import Sessions
 from policy.edge import http_server
 from policy.edge.endpoints import Endpoints
 from policy.edge.listening import listen
@@ -42,12 +45,15 @@ from policy.edge.server import AccessLog, Authorization, handlers
 from policy.rules import logs
 from policy.rules.faults import DatabaseDown
 from policy.rules.requests import Bounds
+from policy.rules.session_token import Secret
 from policy.rules.settings import listen_address
 from policy.settings import PolicySettings
 from policy.stores import redis
 from policy.stores.ledger_postgres import LedgerTables, seeds
 from policy.stores.migrate import upgrade
 from policy.stores.postgres import Postgres
+from policy.stores.sessions_postgres import SessionTables
+from policy.stores.sessions_redis import SessionCounters
 from policy.stores.timed import TimedCounters, TimedKeys, TimedRows, timed
 from processor.server_key_files import ServerKeyError, read_public  # a file format: nothing that opens anything
 
@@ -103,12 +109,19 @@ async def serve(settings: PolicySettings) -> None:
         )  # fmt: skip
         readiness = Readiness({"postgresql": database_answers, "redis": counters.ping, "ollama": discovery.check})
         finished = AccessLog(journal, metrics)
+        book, sessions = None, None
+        if settings.session_secret.get_secret_value():
+            secret = Secret(settings.session_secret.get_secret_value().encode())
+            days = settings.session_key_days
+            book = SessionBook(SessionTables(postgres, secret), rotate_after=days * 86400 if days else None)
+            sessions = Sessions(book, SessionCounters(store), evaluator, discovery, secret)
         endpoints = Endpoints(
             version=version("paddock"),
             catalogue=discovery,
             authenticate=keyring.authenticate,
             readiness=readiness,
             exposition=metrics.exposition,
+            sessions_on=lambda: book is not None and book.on,
             metrics_from=(network.strip() for network in settings.metrics_from.split(",") if network.strip()),
             server_key=partial(_public_key, Path(settings.server_key_dir)) if settings.server_key_dir else None,
         )
@@ -119,7 +132,8 @@ async def serve(settings: PolicySettings) -> None:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers(handlers(Authorization(evaluator, metrics), finished))
+        gate = Gate(evaluator, sessions)
+        server.add_generic_rpc_handlers(handlers(Authorization(gate, metrics), finished))
 
         async def keep_ledger() -> None:
             await _migrate(database)
@@ -136,6 +150,7 @@ async def serve(settings: PolicySettings) -> None:
                     ("journal", journal.run()),
                     ("loop watch", metrics.watch_loop()),
                     ("standing", standing.watch(ledger, counters, metrics)),
+                    *([("session book", book.run())] if book else []),
                 )
             ]
             # Who connects is answered; so nobody may before the keys and the models are known. But an upstream that hangs,
@@ -144,6 +159,8 @@ async def serve(settings: PolicySettings) -> None:
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
                     await discovery.first()
                     await keyring.wait_up()
+                    if book is not None:
+                        await book.wait_up()
             paging = tasks.create_task(http_server.serve(endpoints, pages, tls=settings.tls), name="http")
             await listen(server, listen_address(settings.policy_listen), settings.tls)
             log.info("serving", extra={"listen": settings.policy_listen, "http": settings.policy_http_listen})

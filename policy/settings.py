@@ -5,7 +5,7 @@ Each setting is documented by its description; `docs/reference/settings.md` is m
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  # pydantic reads the annotations
 
 from pydantic import Field, SecretStr
 
@@ -37,10 +37,10 @@ class PolicySettings(SharedSettings):
     retention_days: int = Field(
         default=400, ge=1, description="Audit rows older than this are dropped, a month's partition at a time."
     )
-    session_secret_file: Path | None = Field(
-        default=None,
-        description="File with the secret that browser sessions are signed from, 32 bytes or more, the same for all "
-        "policies. Without it there are no browser sessions.",
+    session_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="The secret that browser sessions are signed from, 32 bytes or more, the same for all policies. "
+        "Without it there are no browser sessions.",
     )
     session_key_days: float = Field(
         default=30.0, ge=0, description="Age at which the signing key of sessions is replaced by itself; 0: never."

@@ -61,6 +61,10 @@ class SessionBook:
         self._directory: Directory | None = None
         self._loaded_at = 0.0
         self._changed = asyncio.Event()
+        self._up = asyncio.Event()
+
+    async def wait_up(self) -> None:
+        await self._up.wait()
 
     def current(self) -> Directory:
         """DatabaseDown when it is not known."""
@@ -92,6 +96,7 @@ class SessionBook:
                     _log.error("no session is believed until the database can be reached: %s", group.exceptions[0])
             finally:
                 self._directory = None
+                self._up.clear()
             await asyncio.sleep(_RECONNECT)
 
     async def _load(self) -> None:
@@ -100,6 +105,7 @@ class SessionBook:
         if not self.on and directory.on:
             _log.info("browser sessions are on", extra={"tenants": len(directory.policies)})
         self._directory, self._loaded_at = directory, at
+        self._up.set()
 
     async def _pause(self) -> None:
         """Until something changed, or REFRESH is over."""

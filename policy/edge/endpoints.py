@@ -6,6 +6,7 @@ GET/HEAD /api/version                   the gateway's version
 GET/HEAD /pki/public_key                the key that envelopes are sealed to, PEM, for anybody
 GET /readyz, /healthz                   readiness with each dependency named; liveness
 GET /metrics                            Prometheus text, for loopback (Envoy's RBAC says so too)
+GET/HEAD /session/…                     the session client and its example page, where there are browser sessions
 
 Everything else is the generic 403. The two lists are serialised once per snapshot and set of models, not per request.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from policy.edge import pages
 from policy.rules.decision import Deny, Reason
 from policy.rules.endpoints import DETAILED, PUBLIC_KEY_PATH
 from policy.rules.keys import credential
@@ -63,6 +65,7 @@ class Response:
     status: int
     body: bytes
     content_type: bytes = b"application/json"
+    cache: bytes = b"no-store"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
@@ -78,11 +81,13 @@ class Endpoints:
         readiness: Readiness,
         exposition: Callable[[], bytes],
         metrics_from: Iterable[str] = LOOPBACK,
+        sessions_on: Callable[[], bool] = lambda: False,
         server_key: Callable[[], bytes | None] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`exposition` gives the Prometheus text (it runs in a thread); `metrics_from`: networks that may read it;
-        `server_key` the PEM of the key for envelopes, None while there is none (in a thread too; absent: disabled)."""
+        `server_key` the PEM of the key for envelopes, None while there is none (in a thread too; absent: disabled);
+        `sessions_on`: whether there are browser sessions at all."""
         self._catalogue = catalogue
         self._authenticate = authenticate
         self._readiness = readiness
@@ -93,6 +98,8 @@ class Endpoints:
         self._version = Response(200, json.dumps({"version": version}, separators=(",", ":")).encode())
         self._lists = _Lists()
         self._scraping = asyncio.Lock()
+        self._sessions_on = sessions_on
+        self._pages = pages.load()
         self._routes: dict[tuple[str, str], Callable[[Scope], Awaitable[Response]]] = {
             ("GET", "/api/tags"): self._tags,
             ("HEAD", "/api/tags"): self._tags,
@@ -107,6 +114,7 @@ class Endpoints:
             ("HEAD", "/healthz"): self._healthz,
             ("GET", "/metrics"): self._metrics,
             ("HEAD", "/metrics"): self._metrics,
+            **{(method, path): self._page for method in ("GET", "HEAD") for path in (*self._pages, "/session")},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,8 +128,8 @@ class Endpoints:
             response = _refusal(Deny(Reason.FAULT), scope)
         headers = [
             (b"content-type", response.content_type),
-            (b"content-length", b"%d" % len(response.body)),
-            (b"cache-control", b"no-store"),
+            *([] if response.status == 304 else [(b"content-length", b"%d" % len(response.body))]),
+            (b"cache-control", response.cache),
             *response.headers,
         ]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -165,6 +173,17 @@ class Endpoints:
             return await self._blocked(scope)
         async with self._scraping:  # one at a time: it is the one answer here that costs milliseconds
             return Response(200, await asyncio.to_thread(self._exposition), b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def _page(self, scope: Scope) -> Response:
+        if not self._sessions_on():
+            return await self._blocked(scope)
+        page = self._pages.get(scope["path"])
+        if page is None:  # the page, without the slash that its own links need
+            return Response(308, b"", headers=((b"location", b"/session/"),))
+        headers = (*page.headers, (b"etag", page.etag))
+        if page.unchanged(_field(scope["headers"], b"if-none-match")):
+            return Response(304, b"", page.content_type, b"no-cache", headers)
+        return Response(200, page.body, page.content_type, b"no-cache", headers)
 
     async def _blocked(self, scope: Scope) -> Response:
         return _refusal(Deny(Reason.ENDPOINT), scope)

@@ -9,16 +9,29 @@ shown and logged as they are. They cannot be guessed, so that one tenant's page 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from policy.rules.keys import CHECKSUM_LENGTH, checksum, letters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
 KIND = "nzp_"
 _RANDOM_LENGTH = 26  # letters: 154 bits
 _GRAMMAR = re.compile(rf"{KIND}[0-9A-Za-z]{{{_RANDOM_LENGTH + CHECKSUM_LENGTH}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishableKey:
+    """One of them, as it is kept."""
+
+    key: str
+    tenant: str
+    label: str
+    created_at: datetime
+    revoked_at: datetime | None
 
 
 def mint(random: Callable[[int], bytes]) -> str:

@@ -7,10 +7,10 @@ cost grows with tenants that allow sessions, not with sessions.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from policy.rules.limits import Limits
+from policy.rules.publishable_keys import PublishableKey
 from policy.rules.session_token import MAX_LIFETIME, KeySet, SigningKey
 from policy.rules.sessions import (
     Directory,
@@ -20,6 +20,7 @@ from policy.rules.sessions import (
     SignaturePolicy,
 )
 from policy.stores.postgres import LIMITS, SELECT_TENANT, tenant_of
+from policy.stores.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from policy.rules.session_token import Secret
+    from policy.rules.tenants import Tenant
     from policy.stores.postgres import Postgres, Watch
 
 SCOPES = ("session", "fingerprint", "address", "together")
@@ -64,7 +66,7 @@ _DROP_OLD_KEYS = """
 """
 
 
-class Sessions:
+class SessionTables:
     """What policy needs: the directory, word of changes, and a new key when the old one is old."""
 
     def __init__(self, postgres: Postgres, secret: Secret) -> None:
@@ -107,17 +109,6 @@ class Sessions:
         return self._postgres.watch()
 
 
-@dataclass(frozen=True, slots=True)
-class PublishableKey:
-    """One publishable key."""
-
-    key: str
-    tenant: str
-    label: str
-    created_at: datetime
-    revoked_at: datetime | None
-
-
 class SessionRegistries:
     """Opens transactions for the command line."""
 
@@ -136,6 +127,14 @@ class SessionRegistry:
 
     def __init__(self, connection: PoolConnectionProxy) -> None:
         self._connection = connection
+        self._tenants = Registry(connection)
+
+    async def tenant(self, name: str) -> Tenant | None:
+        """The tenant of this name in whatever case, locked."""
+        return await self._tenants.tenant(name)
+
+    async def tenants(self) -> list[Tenant]:
+        return await self._tenants.tenants()
 
     async def policy(self, tenant_id: int) -> SessionPolicy | None:
         """That of a tenant, locked."""
