@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import logging.config
 import secrets
@@ -177,6 +178,9 @@ def main() -> int:
         if settings.server_key_dir:
             for missing in protection.missing:
                 log.warning("memory is not protected", extra={"missing": missing})
+        # What was imported lives as long as the process: looking through it at every collection is lost work.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         uvloop.run(serve(settings, protection))
     except (ValidationError, ValueError, ServerKeyError) as error:
         print(f"processor: a setting is wrong: {error}", file=sys.stderr)  # noqa: T201  # logging is not set up yet

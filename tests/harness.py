@@ -231,6 +231,11 @@ def eventually(look: Callable[[], T | None], *, patience: float = 10.0, every: f
         time.sleep(every)
 
 
+def text(name: str | bytes) -> str:
+    """A name as the store gives it."""
+    return name if isinstance(name, str) else name.decode()
+
+
 def request_id(response: httpx.Response) -> str:
     found: str = response.headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", found)

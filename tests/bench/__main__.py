@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -51,9 +52,8 @@ def main() -> int:
         for name, path, body in (("short chat", "/api/chat", chat()), ("/v1/models", "/v1/models", b"")):
             method = "POST" if body else "GET"
             say(f"{name}, 1 and 16 at once")
-            report[name] = turns(
-                everyone, args.rounds, lambda s, m=method, p=path, b=body: unary(s, m, p, b, args.seconds)
-            )
+            measure = functools.partial(unary, method=method, path=path, body=body, seconds=args.seconds)
+            report[name] = turns(everyone, args.rounds, measure)
         say("50 streams of 200 tokens, 20 ms apart")
         report["slow streams"] = turns((bare, paddock), args.rounds, slow_streams)
         say("16 streams without delay")

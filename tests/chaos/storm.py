@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import redis
 
 from tests import harness
 
@@ -154,7 +155,7 @@ def settle_down(gateway: harness.Gateway, patience: float = 60.0) -> Books:
     while True:
         try:
             store = gateway.redis()
-            names = [name.decode() for name in store.keys("pd:*")]
+            names = [harness.text(name) for name in store.keys("pd:*")]
             open_ = sum(store.hlen(name) for name in names if name.endswith(":res"))
             waiting = sum(store.xlen(name) for name in names if name.endswith(":ev"))
             running = [one for one in gateway.upstream.served() if one["outcome"] == "running"]
@@ -162,7 +163,7 @@ def settle_down(gateway: harness.Gateway, patience: float = 60.0) -> Books:
                 time.sleep(1.0)  # the access log is flushed every 0.2 s, and a settlement may still be on its way
                 if not any(store.xlen(name) for name in names if name.endswith(":ev")):
                     break
-        except (OSError, harness.redis.RedisError):
+        except (OSError, redis.RedisError):
             pass  # the store is on its way back
         assert time.monotonic() < deadline, f"still {open_} reservations open and {waiting} events waiting"
         time.sleep(0.5)

@@ -24,7 +24,9 @@ def sdk(gateway: Gateway) -> Iterator[Callable[..., ollama.Client]]:
 
         def make(key: str = "") -> ollama.Client:
             headers = {"Authorization": f"Bearer {key or gateway.client().key}"}
-            return stack.enter_context(ollama.Client(host=gateway.url, headers=headers, trust_env=False))
+            client = ollama.Client(host=gateway.url, headers=headers, trust_env=False)
+            stack.callback(client.close)
+            return client
 
         yield make
 

@@ -12,6 +12,8 @@ from tests import harness
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import httpx
+
     from tests.harness import Gateway
 
 
@@ -41,6 +43,6 @@ def test_a_base_backup_starts_with_keys_and_budgets_as_they_were(gateway: Gatewa
         assert report["total"]["total_tokens"] in (used, used + sum(tokens(answer)))
 
 
-def tokens(answer: harness.httpx.Response) -> tuple[int, int]:
+def tokens(answer: httpx.Response) -> tuple[int, int]:
     said = answer.json()
     return said["prompt_eval_count"], said["eval_count"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.harness import MODELS, eventually, request_id
+from tests.harness import MODELS, eventually, request_id, text
 
 if TYPE_CHECKING:
     from tests.harness import Client, Gateway
@@ -171,7 +171,8 @@ def test_counters_that_the_store_lost_are_rebuilt(gateway: Gateway) -> None:
     gateway.audit(request_id(spent))
     store = gateway.redis()
     key = gateway.sql("SELECT id, tenant_id FROM api_key WHERE prefix = $1", client.prefix)[0]
-    gone = [name for name in store.keys("pd:*") if name.endswith((b":k:%d" % key["id"], b":t:%d" % key["tenant_id"]))]
+    ends = (f":k:{key['id']}", f":t:{key['tenant_id']}")
+    gone = [name for name in map(text, store.keys("pd:*")) if name.endswith(ends)]
     assert gone
     store.delete(*gone)
     store.close()

@@ -26,7 +26,7 @@ def body(text: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
 def test_chunks_arrive_as_they_are_made(client: Client, path: str) -> None:
-    arrivals = []
+    arrivals: list[float] = []
     with client.http.stream("POST", path, json=body("x !tokens=12 !delay=100")) as response:
         arrivals.extend(time.monotonic() for _ in response.iter_raw())
     assert len(arrivals) >= 10, "several tokens came in one piece"

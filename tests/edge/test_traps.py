@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -159,7 +159,7 @@ def test_8_private_fields(gateway: Gateway, client: Client) -> None:
     ],
     ids=str,
 )
-def test_9_what_belongs_to_the_operator(gateway: Gateway, client: Client, fields: dict[str, object]) -> None:
+def test_9_what_belongs_to_the_operator(gateway: Gateway, client: Client, fields: dict[str, Any]) -> None:
     refused(gateway, client.chat("x", **fields))
 
 
