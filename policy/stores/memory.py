@@ -131,12 +131,12 @@ class MemoryStore:
         figures: list[Figures] = []
         for scope, bounds in zip(scopes, limits, strict=True):
             came, settled = scope.in_window(now)
-            requests = max(len(came) - (1 if before else 0), 0)
+            requests = max(len(came) - (1 if before and not plan.counted else 0), 0)
             tokens = sum(tokens for _, tokens in settled)
             held = sum(scope.open.values())
             used = scope.used(day, month)
             figures.append(Figures(bounds, requests, tokens, len(scope.open), *used, held))
-            if bounds.rpm is not None and requests + 1 > bounds.rpm:
+            if bounds.rpm is not None and not plan.counted and requests + 1 > bounds.rpm:
                 arrivals = [(at, 1) for at in came]
                 refusals.append((Reason.RATE_REQUESTS, wait(arrivals, requests + 1, bounds.rpm, 1, now)))
             if not reserves:
@@ -166,7 +166,7 @@ class MemoryStore:
             if reserves and not plan.explicit:
                 cap = min([cap, *(left - prompt for left in lefts)])
             for scope in scopes:
-                if before is None:
+                if before is None and not plan.counted:
                     scope.requests.append(now)
                 if reserves:
                     scope.open[plan.request_id] = prompt + cap

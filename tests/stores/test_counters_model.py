@@ -106,6 +106,7 @@ class Machine(RuleBasedStateMachine):
         explicit=st.booleans(),
         completions=st.sampled_from((1, 1, 3)),
         again=st.integers(0, 9),
+        counted=st.sampled_from((False, False, False, True)),
     )
     def admit(
         self,
@@ -117,6 +118,7 @@ class Machine(RuleBasedStateMachine):
         explicit: bool,
         completions: int,
         again: int,
+        counted: bool,
     ) -> None:
         key_id = KEYS_OF[tenant][key % len(KEYS_OF[tenant])]
         open_here = [id for id, held in self.model.reservations.items() if held.identity.key_id == key_id]
@@ -129,7 +131,7 @@ class Machine(RuleBasedStateMachine):
             request_id, 1_800_000_000_123_457 + self.numbers, mode, self.key(tenant, key_id), "/api/chat",
             model=f"model-{key}", address="192.0.2.1", prompt_bytes=prompt_bytes if mode is Mode.RESERVE else 0,
             cap=cap * completions if mode is Mode.RESERVE else 0, explicit=explicit, completions=completions,
-            reason=Reason.MODEL if mode is Mode.DENY else None,
+            reason=Reason.MODEL if mode is Mode.DENY else None, counted=counted,
         )  # fmt: skip
         tally = self.both_admit(plan)
         if tally.refused is not None and self.wait_is_true(plan, tally):
