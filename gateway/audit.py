@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gateway.admin_output import iso, lines, table
 from gateway.database import ask
 from gateway.failure import Failure, redacted
-from gateway.key_prefix import checked_prefix, refuse_secret
+from gateway.key_prefix import checked_holder, refuse_secret
 from gateway.ledger_names import named_model, named_tenant
 from policy.rules.endpoints import ENDPOINTS, Kind
 from policy.stores.reports_postgres import Audited, Reports, Wanted
@@ -101,7 +101,7 @@ async def _newest(args: argparse.Namespace, url: str) -> list[Audited]:
             since=since,
             until=until,
             tenant_id=await named_tenant(args, reports),
-            key_prefix=None if args.key is None else checked_prefix(args.key),  # one that never was is in it too
+            key_prefix=None if args.key is None else checked_holder(args.key),  # one that never was is in it too
             model=model,
             status=args.status,
             reason=args.reason,

@@ -10,6 +10,7 @@ import re
 # Whatever a part wrote into its log may be quoted to the operator, who may paste it anywhere.
 _SECRETS = (
     (re.compile(r"\b(nz_[0-9A-Za-z]{0,9})[0-9A-Za-z]*"), r"\1…"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]+"), "…"),  # a session's token
     (re.compile(r"(?i)\b(bearer\s+)\S+"), r"\1…"),
     (re.compile(r"(\w+://[^\s:/@]*:)[^\s@]*@"), r"\1…@"),
     (re.compile(r"\b[0-9a-fA-F]{48,}\b"), "…"),

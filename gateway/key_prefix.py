@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from gateway.failure import Failure, redacted
+from policy.rules.session_token import SESSION_ID
 
 _PREFIX = re.compile(r"nz_[0-9A-Za-z]{9}")
 
@@ -18,6 +19,11 @@ def checked_prefix(text: str) -> str:
             do="It is nz_ and 9 letters or digits; see `paddock list-keys`.",
         )
     return text
+
+
+def checked_holder(text: str) -> str:
+    """`text`, if it is a key's prefix or a session's id: what stands in an audit row."""
+    return text if SESSION_ID.fullmatch(text) else checked_prefix(text)
 
 
 def refuse_secret(text: str) -> None:

@@ -45,7 +45,7 @@ def demo(args: argparse.Namespace) -> int:
     async def when_ready(ready: Ready) -> None:
         from gateway.demo_key import fresh_key  # the database driver is not needed for anything else here
 
-        key = await fresh_key(ready.running.database_url)
+        key = await fresh_key(ready.running.database_url, ready.running.url)
         print("\n".join(_demo_lines(ready, key)), flush=True)
 
     return _run_until_stopped(_config(args, (), demo=True), when_ready)
@@ -116,6 +116,7 @@ def _demo_lines(ready: Ready, key: str) -> list[str]:
         "",
         f'  models      curl -H "Authorization: Bearer $PADDOCK_KEY" {url}/api/tags',
         f"  OpenAI      base URL {url}/v1, the same key",
+        f"  a web page  {url}/session/ chats without any key",
         f"  tenants     {_command()} list-tenants, list-keys, create-key demo",
         *_where_to_look(ready),
     ]

@@ -24,7 +24,7 @@ _REPORT_SECONDS = 60.0
 # A dimension of a usage report, and what it is in the query. Who is no longer known keeps its number.
 DIMENSIONS = {
     "tenant": "coalesce(t.name, '#' || u.tenant_id)",
-    "key": "coalesce(k.prefix, '#' || u.key_id)",
+    "key": "coalesce(k.prefix, CASE WHEN u.key_id < 0 THEN 'sessions' ELSE '#' || u.key_id END)",
     "model": "u.model",
     "day": "u.day",
 }
