@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
 
 from gateway.check.newer_types import BodySizeLimit
-from gateway.check.site import Finding, Path, Rule, Site, to_upstream
+from gateway.check.site import Finding, Link, Path, Rule, Site, to_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,13 +39,13 @@ BUFFER = Rule(
 def check(site: Site) -> Iterator[Finding]:
     limit = site.max_request_body_bytes
     for manager in site.managers():
-        sizes = sorted(site.settings(manager, BodySizeLimit), key=lambda size: size.max_request_bytes or 0)
+        links = site.links(manager)
+        sizes = [one.settings for one in links if isinstance(one.settings, BodySizeLimit) and not _of_envelopes(one)]
         if not sizes:
-            links = site.links(manager)
             yield site.finding(
                 MISSING, "no filter limits the size of bodies", links[0].http_filter if links else manager
             )
-        for size in sizes[:1]:  # a larger one is for a route that turns this one off
+        for size in sizes:
             if size.max_request_bytes != limit:
                 what = f"body_size_limit allows {size.max_request_bytes} bytes, the services {limit}"
                 yield site.finding(STEP, what, size, "max_request_bytes")
@@ -64,15 +64,21 @@ def check(site: Site) -> Iterator[Finding]:
             yield from _buffer(site, path, _largest(site, path, limit))
 
 
+def _of_envelopes(link: Link) -> bool:
+    """Whether a filter is the one that counts where the usual one is off, for bodies larger than the usual."""
+    return link.http_filter.name.endswith(".envelope")
+
+
 def _largest(site: Site, path: Path, limit: int) -> int:
-    """The largest body that the filters let pass on a route."""
-    serving = (
-        link.settings.max_request_bytes
-        for link in site.links(path.manager)
-        if isinstance(link.settings, BodySizeLimit)
-        and not getattr(site.per_route(path, link.http_filter), "disabled", False)
-    )
-    return min((size for size in serving if size is not None), default=limit)
+    """The largest body that the filters let pass on a route; `limit` on a usual one."""
+    found = limit
+    for link in site.links(path.manager):
+        if isinstance(link.settings, BodySizeLimit) and _of_envelopes(link):
+            found = max(found, link.settings.max_request_bytes or 0)
+        elif isinstance(link.settings, BodySizeLimit):
+            if not getattr(site.per_route(path, link.http_filter), "disabled", False):
+                return limit
+    return found
 
 
 def _buffer(site: Site, path: Path, limit: int) -> Iterator[Finding]:

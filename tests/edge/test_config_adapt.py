@@ -65,7 +65,7 @@ def shipped() -> Node:
 
 def test_the_filters_are_in_order_and_fail_closed(shipped: Node) -> None:
     assert list(filters(shipped)) == [
-        "header_mutation", "local_ratelimit", "rbac", "ext_authz", "body_size_limit", "ext_proc", "router",
+        "header_mutation", "local_ratelimit", "rbac", "ext_authz", "body_size_limit", "envelope", "ext_proc", "router",
     ]  # fmt: skip
     for name in ("ext_authz", "ext_proc"):
         settings = filters(shipped)[name]["typed_config"]
@@ -84,10 +84,16 @@ def test_blocked_paths_come_first_and_the_last_route_refuses_the_rest(shipped: N
 def test_no_route_to_ollama_goes_around_anything(shipped: Node) -> None:
     secrets = {"authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "cookie", "accept-encoding"}
     forwarded = [one for one in routes(shipped) if one.get("route", {}).get("cluster") == "ollama"]
-    assert len(forwarded) == 9
+    assert [one["name"] for one in forwarded if not one["name"].startswith("session-")] == [
+        "chat", "generate", "embed", "embeddings", "v1-chat", "v1-completions", "v1-embeddings", "show", "v1-model",
+        "envelope",
+    ]  # fmt: skip
     for route in forwarded:
         assert secrets <= set(route["request_headers_to_remove"]), route["name"]
-        assert "disabled" not in json.dumps(route.get("typed_per_filter_config", {})), route["name"]
+        own = dict(route.get("typed_per_filter_config", {}))
+        if route["name"] == "envelope":  # its bodies are larger, and held to a figure of their own
+            assert own.pop("envoy.filters.http.body_size_limit")["disabled"] is True
+        assert "disabled" not in json.dumps(own), route["name"]
         assert [one for one in route["match"]["headers"] if one["name"] == ":method"], route["name"]
 
 
@@ -145,7 +151,34 @@ def test_the_body_limit_moves_every_place_that_must_agree(limit: int) -> None:
     assert host["request_body_buffer_limit"] > limit
     for route in host["routes"]:
         assert route.get("request_body_buffer_limit", host["request_body_buffer_limit"]) > limit
-    assert len([one for one in host["routes"] if "request_body_buffer_limit" in one]) == 2
+    assert len([one for one in host["routes"] if "request_body_buffer_limit" in one]) == 3
+    assert filters(bootstrap)["envelope"]["typed_config"]["max_request_bytes"] == max(limit, 16 * MEBIBYTE)
+
+
+@pytest.mark.parametrize("limit", [20_000, 1_000_000, 16 * MEBIBYTE])
+def test_the_size_of_an_envelope_moves_by_itself(limit: int, shipped: Node) -> None:
+    bootstrap = fitted(max_envelope_bytes=limit, max_request_body_bytes=10_000).bootstrap
+    assert filters(bootstrap)["envelope"]["typed_config"]["max_request_bytes"] == limit
+    assert filters(bootstrap)["body_size_limit"]["typed_config"]["max_request_bytes"] == 10_000
+    (route,) = [one for one in routes(bootstrap) if one["name"] == "envelope"]
+    assert route["request_body_buffer_limit"] == limit + 65_536
+
+
+def test_a_tier_with_machines_of_its_own() -> None:
+    tiers = {"high": ["http://10.0.0.1:1"], "maximum": ["https://gpu.example", "http://10.0.0.2:2"]}
+    config = fitted(tier_upstreams=tiers)
+    names = [one["name"] for one in routes(config.bootstrap)]
+    for tier, urls in tiers.items():
+        (route,) = [one for one in routes(config.bootstrap) if one["name"] == f"envelope-{tier}"]
+        assert names.index(route["name"]) < names.index("v1-chat"), "the plain route would take it"
+        assert route["match"]["path"] == "/v1/chat/completions"
+        assert {"name": "x-paddock-tier", "string_match": {"exact": tier}} in route["match"]["headers"]
+        assert route["route"]["cluster"] == f"ollama-{tier}"
+        assert "x-paddock-tier" in route["request_headers_to_remove"]
+        assert len(endpoints(cluster(config, f"ollama-{tier}"))) == len(urls)
+    assert endpoints(cluster(config, "ollama")) == endpoints(cluster(fitted(), "ollama"))
+    with pytest.raises(ValueError, match="Ollama"):
+        fitted(tier_upstreams={"high": ["gpu:1"]})
 
 
 def test_the_shipped_figures_are_those_of_the_default(shipped: Node) -> None:
