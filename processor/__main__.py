@@ -78,10 +78,10 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
     try:
         async with asyncio.TaskGroup() as tasks:
             parts = [tasks.create_task(settling.run(), name="settling")]
-            if sealing is not None:
-                parts += [tasks.create_task(part) for part in sealing.parts()]
             await listen(server, listen_address(settings.processor_listen), settings.tls)
             log.info("serving", extra={"listen": settings.processor_listen})
+            if sealing is not None:  # not sooner: a first key takes a second of CPU to make
+                parts += [tasks.create_task(part) for part in sealing.parts()]
             await stop.wait()
             log.info("stopping", extra={"unsettled": settling.waiting})
             await asyncio.sleep(settings.drain_seconds)
@@ -95,6 +95,8 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
             for part in parts:
                 part.cancel()
     finally:
+        if envelopes is not None:
+            envelopes.close()
         await counters.close()
 
 

@@ -119,7 +119,7 @@ class Envelopes:
                 keys = await in_background(lambda: self._keys.start(int(time.time())))
                 log.info("envelopes are opened", extra={"fingerprint": keys[0].public.fingerprint})
                 self._ready = True
-            except ServerKeyError as error:
+            except (ServerKeyError, OSError) as error:
                 log.error("no envelope can be opened", extra={"fault": str(error)})
                 await asyncio.sleep(AGAIN_SECONDS)
         while True:
@@ -127,7 +127,7 @@ class Envelopes:
                 gone = await in_background(lambda: self._keys.prune(int(time.time())))
                 if gone:
                     log.info("server keys removed", extra={"numbers": gone})
-            except ServerKeyError as error:
+            except (ServerKeyError, OSError) as error:
                 log.error("server keys not removed", extra={"fault": str(error)})
             await asyncio.sleep(PRUNE_SECONDS)
 

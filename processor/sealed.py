@@ -1,7 +1,7 @@
 """One envelope on its way, a method per phase: what an `Exchange` is to a plain request.
 
-The order is the order of cost. Policy has checked the key and its rate; here the headers are read, then the payload id
-is claimed, then the body is asked for and opened, then what was inside is judged like any request's body, and goes on
+The order is the order of cost. Policy has checked the key and its rate; here the headers are read, then the body is
+asked for, its payload id is claimed, it is opened, and what was inside is judged like any request's body and goes on
 as a plain one. From there an `Exchange` does what it does for everybody: meter, cap, clean errors, settle. Only what
 it lets pass is sealed before it leaves.
 
@@ -84,11 +84,12 @@ class SealedExchange:
             return await self._refused(Cause.NOT_JSON)
         if not self.envelopes.ready:
             return self.denied(Deny(Reason.SERVER_KEY))
-        if not await self._claim(replays.of_payload_id(self.grant.key_id, payload_id)):
-            return await self._refused(Cause.REPLAYED)
         return Pass(buffer_request=True, watch_response=True)
 
     async def request_body(self, body: bytes) -> Verdict:
+        # Not before the body is here: a connection that broke on the way would keep the claim from its repetition.
+        if not await self._claim(replays.of_payload_id(self.grant.key_id, self._known().payload_id)):
+            return await self._refused(Cause.REPLAYED)
         found = await self.envelopes.open(body)
         if isinstance(found, Refusal):
             return await self._refused(found.cause)
