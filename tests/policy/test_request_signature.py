@@ -65,7 +65,7 @@ def test_one_timestamp_has_one_spelling(timestamp: str) -> None:
 
 
 def test_a_minute_before_and_after() -> None:
-    for apart in (-WINDOW, WINDOW):
+    for apart in (-float(WINDOW), float(WINDOW)):
         assert verify(KEY, "POST", PATH, BODY, headers(), NOW + apart) == GOOD.removeprefix("v1=")
     for apart in (-WINDOW - 0.001, WINDOW + 0.001, 1e9, -1e9):
         assert verify(KEY, "POST", PATH, BODY, headers(), NOW + apart) is Reason.SIGNATURE_STALE
