@@ -50,7 +50,8 @@ def test_a_subject_judges_as_its_key_does(
     )
     grant = Grant(
         request_id="r", started_at=1, duty=Duty.ENVELOPE, endpoint="/e", model="", stream=False, tenant_id=7,
-        tenant="t", key_id=3, key_prefix=key.prefix, epoch="", prompt_tokens=0, cap=0, subject=Subject.of(key, tier, "192.0.2.1"),
+        tenant="t", key_id=3, key_prefix=key.prefix, epoch="", prompt_tokens=0, cap=0,
+        subject=Subject.of(key, tier, "192.0.2.1"),
     )  # fmt: skip
     text = grant.to_json()
     assert "argon2" not in text
