@@ -13,7 +13,7 @@
 --       further scope seven: how long it is kept after its last use in ms (0: it must be there and keeps its own end),
 --       and its limits
 -- Returns {verdict, wait in ms, cap, prompt estimate, epoch, day, 1 if the refusal was only counted,
--- tenant figures…, key figures…, figures of further scopes…}; the figures are
+-- tenant figures…, key figures…, figures of further scopes (up to one that is not there)…}; the figures are
 -- requests, tokens, under way, day, month, total, open before this request. Verdicts: 'ok', a reason, 'seed' (read what
 -- the ledger knows and ask again) or 'behind' (the ledger has not caught up, so that no seed can be trusted).
 
@@ -81,16 +81,16 @@ local over, repeated = false, false
 for i = 1, tonumber(ARGV[31]) do
   local s = scope(KEYS[FURTHER + i], FURTHER_LIMITS + 7 * (i - 1) + 1)
   s.keep = tonumber(ARGV[s.first - 1])
-  if s.seeded or s.keep > 0 then
-    if s.keep == 0 then
-      redis.call('HINCRBY', s.key, 'asked', 1)
-      redis.call('HSET', s.key, 'last', now)
-    end
-    s.changed = s.changed or not s.seeded
-    scopes[#scopes + 1] = s
-  else
+  if not s.seeded and s.keep == 0 then
     over = true
+    break
   end
+  if s.keep == 0 then
+    redis.call('HINCRBY', s.key, 'asked', 1)
+    redis.call('HSET', s.key, 'last', now)
+  end
+  s.changed = s.changed or not s.seeded
+  scopes[#scopes + 1] = s
 end
 if ARGV[32] ~= '' then
   -- Seen before, unless it was by this very request: Envoy may ask twice about one.

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING
 from policy.rules.decision import Reason
 from policy.rules.judgement import Figures, Mode, Plan, Tally
 from policy.rules.limits import Limits
-from policy.rules.settlement import Expired, Identity
+from policy.rules.settlement import Expired, Identity, Seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from policy.rules.grant import Grant
-    from policy.rules.settlement import Known, Seed, Settlement
+    from policy.rules.settlement import Known, Settlement
 
 BUCKET_MS = 250
 WINDOW_MS = 60_000
 LEASE_MS = 15_000
 DAY_MS = 86_400_000
+SHARDS = 64
 UNKNOWN_MS = 1000  # a wait for what may end at any moment
+UNUSED = Seed(0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -62,7 +64,6 @@ class Reservation:
     prompt: int
     day: int
     month: int
-    key_counts: bool
     prompt_bytes: int
     deadline: int
     progress: int = 0
@@ -93,8 +94,9 @@ class MemoryStore:
         self.life += 1
         self.tenants: dict[int, Scope] = {}
         self.keys: dict[int, Scope] = {}
+        self.further: dict[tuple[int, str], Scope] = {}  # by tenant and name; here none ends by itself
         self.reservations: dict[str, Reservation] = {}
-        self.ratios: dict[str, float] = {}
+        self.ratios: dict[tuple[int, str], float] = {}  # by shard and model
         self._late.clear()
 
     def lose(self) -> None:
@@ -113,18 +115,28 @@ class MemoryStore:
                 if known is None:
                     return None
                 scopes[number] = Scope((known.tenant, known.key)[i])
-        return self._decide(plan, [scopes[number] for scopes, number in places], limits)
+        found = [scopes[number] for scopes, number in places]
+        over = False
+        for extra in plan.scopes:
+            scope = self.further.get((plan.key.tenant.id, extra.name))
+            if scope is None and extra.keep_ms > 0:
+                scope = self.further[plan.key.tenant.id, extra.name] = Scope(UNUSED)
+            if scope is None:
+                over = True
+                break
+            found.append(scope)
+            limits.append(extra.limits)
+        return self._decide(plan, found, limits, over=over)
 
-    def _decide(self, plan: Plan, scopes: list[Scope], limits: list[Limits]) -> Tally:
+    def _decide(self, plan: Plan, scopes: list[Scope], limits: list[Limits], *, over: bool) -> Tally:
         now = self.now
         day, month = calendar(now)
         before = self.reservations.pop(plan.request_id, None)
         if before is not None:
-            for scope in (self.tenants[before.identity.tenant_id], self.keys.get(before.identity.key_id)):
-                if scope is not None:
-                    scope.open.pop(plan.request_id, None)
+            for scope in self._scopes_of(before.identity):
+                scope.open.pop(plan.request_id, None)
         reserves = plan.mode is Mode.RESERVE
-        prompt = self.estimate(plan.model, plan.prompt_bytes) if reserves else 0
+        prompt = self.estimate(plan.key.tenant.id, plan.model, plan.prompt_bytes) if reserves else 0
         need = prompt + (plan.cap if plan.explicit else min(plan.cap, plan.completions)) if reserves else 0
         refusals: list[tuple[Reason, int]] = []
         lefts: list[int] = []
@@ -161,6 +173,8 @@ class MemoryStore:
                         refusals.append((reason, end - now if spent + need > bound else UNKNOWN_MS))
                     lefts.append(bound - spent - held)
         refused, wait_ms = max(refusals, key=lambda refusal: refusal[1], default=(None, 0))  # the first of the longest
+        if over:
+            refused, wait_ms = Reason.SESSION_REVOKED, 0
         cap = plan.cap
         if refused is None:
             if reserves and not plan.explicit:
@@ -172,9 +186,8 @@ class MemoryStore:
                     scope.open[plan.request_id] = prompt + cap
             if reserves:
                 self.reservations[plan.request_id] = Reservation(
-                    _identity(plan), prompt + cap, prompt, day, month, len(scopes) > 1, plan.prompt_bytes,
-                    deadline=now + LEASE_MS,
-                )  # fmt: skip
+                    _identity(plan), prompt + cap, prompt, day, month, plan.prompt_bytes, now + LEASE_MS
+                )
         return Tally(refused, wait_ms, cap, prompt, str(self.life), tuple(figures))
 
     def settle(self, grant: Grant, settlement: Settlement) -> str:
@@ -187,27 +200,36 @@ class MemoryStore:
         self._late.add(grant.request_id)
         prompt = grant.prompt_tokens if settlement.prompt_tokens is None else settlement.prompt_tokens
         day, month = calendar(self.now)
-        self._charge(grant.tenant_id, grant.key_id, day, month, prompt + settlement.completion_tokens)
+        identity = Identity(
+            grant.started_at, grant.tenant_id, grant.tenant, grant.key_id, grant.key_prefix, grant.model,
+            grant.endpoint, grant.scopes,
+        )  # fmt: skip
+        self._charge(identity, day, month, prompt + settlement.completion_tokens)
         self.events.append(Settled(grant.request_id, day, month, prompt, settlement.completion_tokens))
         return "late"
 
     def _settle(self, request_id: str, held: Reservation, settlement: Settlement) -> str:
         identity = held.identity
-        for scope in (self.tenants[identity.tenant_id], self.keys.get(identity.key_id)):
-            if scope is not None:
-                scope.open.pop(request_id, None)
+        for scope in self._scopes_of(identity):
+            scope.open.pop(request_id, None)
         prompt = held.prompt if settlement.prompt_tokens is None else settlement.prompt_tokens
         tokens = prompt + settlement.completion_tokens
-        self._charge(identity.tenant_id, identity.key_id, held.day, held.month, tokens)
+        self._charge(identity, held.day, held.month, tokens)
         if settlement.exact:
-            self.learn(identity.model, held.prompt_bytes, prompt)
+            self.learn(identity.tenant_id, identity.model, held.prompt_bytes, prompt)
         self.events.append(Settled(request_id, held.day, held.month, prompt, settlement.completion_tokens))
         return "settled"
 
-    def _charge(self, tenant_id: int, key_id: int, day: int, month: int, tokens: int) -> None:
-        for scope in (self.tenants.get(tenant_id), self.keys.get(key_id)):
-            if scope is not None:
-                scope.uses.append((self.now, day, month, tokens))
+    def _charge(self, identity: Identity, day: int, month: int, tokens: int) -> None:
+        for scope in self._scopes_of(identity):
+            scope.uses.append((self.now, day, month, tokens))
+
+    def _scopes_of(self, identity: Identity) -> list[Scope]:
+        """Those that are there."""
+        tenant = identity.tenant_id
+        found = [self.tenants.get(tenant), self.keys.get(identity.key_id)]
+        found += [self.further.get((tenant, name)) for name in identity.scopes]
+        return [scope for scope in found if scope is not None]
 
     def sweep(self, request_id: str, settlement: Settlement) -> str:
         """As `settle`, once the lease is over."""
@@ -224,7 +246,7 @@ class MemoryStore:
             held = self.reservations.get(request_id)
             if held is not None:
                 self.reservations[request_id] = Reservation(
-                    held.identity, held.tokens, held.prompt, held.day, held.month, held.key_counts, held.prompt_bytes,
+                    held.identity, held.tokens, held.prompt, held.day, held.month, held.prompt_bytes,
                     self.now + LEASE_MS, tokens,
                 )  # fmt: skip
 
@@ -235,18 +257,18 @@ class MemoryStore:
             if held.deadline <= self.now
         ]
 
-    def estimate(self, model: str, prompt_bytes: int) -> int:
+    def estimate(self, tenant_id: int, model: str, prompt_bytes: int) -> int:
         if prompt_bytes == 0:
             return 0
-        return math.ceil(prompt_bytes * self.ratios.get(model, 3500.0) * 1.1 / 10000) + 8
+        return math.ceil(prompt_bytes * self.ratios.get((tenant_id % SHARDS, model), 3500.0) * 1.1 / 10000) + 8
 
-    def learn(self, model: str, prompt_bytes: int, tokens: int) -> None:
+    def learn(self, tenant_id: int, model: str, prompt_bytes: int, tokens: int) -> None:
         if prompt_bytes < 64 or tokens < 1:
             return
-        ratio = self.ratios.get(model, 3500.0)
+        ratio = self.ratios.get((tenant_id % SHARDS, model), 3500.0)
         seen = tokens * 10000 / prompt_bytes
         ratio += (0.3 if seen > ratio else 0.1) * (seen - ratio)
-        self.ratios[model] = float(f"{max(500.0, min(ratio, 20000.0)):.1f}")
+        self.ratios[tenant_id % SHARDS, model] = float(f"{max(500.0, min(ratio, 20000.0)):.1f}")
 
 
 def wait(counts: list[tuple[int, int]], sum_then: int, bound: int, need: int, now: int) -> int:
@@ -278,4 +300,7 @@ def month_end(now: int) -> int:
 
 def _identity(plan: Plan) -> Identity:
     key = plan.key
-    return Identity(plan.started_at, key.tenant.id, key.tenant.name, key.id, key.prefix, plan.model, plan.endpoint)
+    return Identity(
+        plan.started_at, key.tenant.id, key.tenant.name, key.id, key.prefix, plan.model, plan.endpoint,
+        tuple(scope.name for scope in plan.scopes),
+    )  # fmt: skip

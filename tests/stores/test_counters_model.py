@@ -17,6 +17,7 @@ from policy.rules.decision import Reason
 from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan, Tally
 from policy.rules.limits import Limits
+from policy.rules.sessions import Scope as Further
 from policy.rules.settlement import Known, Seed, Settlement
 from policy.rules.tenants import Key, Tenant
 from policy.stores.memory import MemoryStore, Scope, calendar
@@ -66,6 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.waiting: dict[int, list[tuple[str, tuple[int, int, int, int, int]]]] = {}
         self.position: dict[int, tuple[str, str]] = {}
         self.seen = 0
+        self.slow = False  # the ledger is written while it is read
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -86,13 +88,19 @@ class Machine(RuleBasedStateMachine):
         self.model.now = now
         self.store.clock = str(now)
 
+    @rule(slow=st.booleans())
+    def read_slowly(self, slow: bool) -> None:
+        self.slow = slow
+
     @rule(ms=waits)
     def wait(self, ms: int) -> None:
         self.pass_to(self.model.now + ms)
 
     @rule(tenant=st.sampled_from(TENANTS), of_key=st.integers(0, 2), limits=limits)
     def set_limits(self, tenant: int, of_key: int, limits: Limits) -> None:
-        if of_key < len(KEYS_OF[tenant]):
+        if tenant == 2:
+            self.limits["further", of_key] = limits
+        elif of_key < len(KEYS_OF[tenant]):
             self.limits["key", KEYS_OF[tenant][of_key]] = limits
         else:
             self.limits["tenant", tenant] = limits
@@ -107,6 +115,7 @@ class Machine(RuleBasedStateMachine):
         completions=st.sampled_from((1, 1, 3)),
         again=st.integers(0, 9),
         counted=st.sampled_from((False, False, False, True)),
+        further=st.sampled_from(((), (), (("sf:a", 1),), (("sf:a", 1), ("sa:b", 1)), (("s:gone", 0), ("sa:b", 1)))),
     )
     def admit(
         self,
@@ -119,8 +128,11 @@ class Machine(RuleBasedStateMachine):
         completions: int,
         again: int,
         counted: bool,
+        further: tuple[tuple[str, int], ...],
     ) -> None:
         key_id = KEYS_OF[tenant][key % len(KEYS_OF[tenant])]
+        if tenant == 65:  # it shares its shard, and in it the names of further scopes, with the first
+            further = ()
         open_here = [id for id, held in self.model.reservations.items() if held.identity.key_id == key_id]
         if again == 0 and open_here:
             request_id = open_here[0]
@@ -132,6 +144,10 @@ class Machine(RuleBasedStateMachine):
             model=f"model-{key}", address="192.0.2.1", prompt_bytes=prompt_bytes if mode is Mode.RESERVE else 0,
             cap=cap * completions if mode is Mode.RESERVE else 0, explicit=explicit, completions=completions,
             reason=Reason.MODEL if mode is Mode.DENY else None, counted=counted,
+            scopes=tuple(
+                Further(name, self.limits.get(("further", i), Limits()), keep * 10**7)
+                for i, (name, keep) in enumerate(further)
+            ),
         )  # fmt: skip
         tally = self.both_admit(plan)
         if tally.refused is not None and self.wait_is_true(plan, tally):
@@ -144,6 +160,8 @@ class Machine(RuleBasedStateMachine):
     def wait_is_true(self, plan: Plan, tally: Tally) -> bool:
         """Whether the wait hangs on time alone: nothing is under way, and the request would ever fit."""
         need = tally.prompt_tokens + (plan.cap if plan.explicit else min(plan.cap, plan.completions))
+        if tally.refused is Reason.SESSION_REVOKED:
+            return False
         if any(figures.open or figures.under_way for figures in tally.scopes):
             return False
         for bounds in (figures.limits for figures in tally.scopes):
@@ -164,6 +182,10 @@ class Machine(RuleBasedStateMachine):
             tenant = plan.key.tenant.id
             shard = shard_of(tenant)
             in_ledger = self.known(tenant, plan.key.id, [])
+            if self.slow and self.run(self.store.events(shard, 1)).entries:
+                self.carry(shard, 1)
+                assert self.run(self.store.admit(plan, in_ledger)) is None, "what was carried is in no sum of it"
+                in_ledger = self.known(tenant, plan.key.id, [])
             theirs = self.run(self.store.admit(plan, in_ledger))
             waiting = [one for _, one in self.waiting.get(shard, [])]
             ours = self.model.admit(plan, self.known(tenant, plan.key.id, waiting))
@@ -175,6 +197,7 @@ class Machine(RuleBasedStateMachine):
                 Grant(
                     plan.request_id, plan.started_at, Duty.METER, plan.endpoint, plan.model, False, key.tenant.id,
                     key.tenant.name, key.id, key.prefix, theirs.epoch, theirs.prompt_tokens, theirs.cap,
+                    scopes=tuple(scope.name for scope in plan.scopes),
                 ),
                 self.model.life,
             )  # fmt: skip
@@ -277,6 +300,9 @@ class Machine(RuleBasedStateMachine):
             self.same(shard.tenant(tenant), self.model.tenants.get(tenant))
             for key in KEYS_OF[tenant]:
                 self.same(shard.key(key), self.model.keys.get(key))
+            for name in ("sf:a", "sa:b", "s:gone"):
+                if tenant != 65:
+                    self.same(shard.scope(name), self.model.further.get((tenant, name)))
 
     def same(self, name: str, scope: Scope | None) -> None:
         found: dict[bytes, bytes] = self.run(self.link.run(lambda client: client.hgetall(name)))
@@ -301,7 +327,7 @@ def play(url: str, examples: int, steps: int) -> None:
 
 
 def test_one_server_does_what_the_model_does(valkey: Valkey) -> None:
-    play(valkey.url, examples=40, steps=40)
+    play(valkey.url, examples=60, steps=40)
 
 
 @pytest.mark.xdist_group("cluster")
