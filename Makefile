@@ -47,6 +47,7 @@ lock: ## the locks in requirements/, anew from pyproject.toml (needs uv; COOLDOW
 	$(COMPILE) pyproject.toml --extra local --group dev -o requirements/dev.lock
 	$(COMPILE) pyproject.toml -c requirements/dev.lock -o requirements/service.lock
 	printf 'hatchling\neditables\n' | $(COMPILE) pyproject.toml - --extra local -c requirements/dev.lock -o requirements/local.lock
+	printf 'nomyo\n' | $(COMPILE) - -o requirements/nomyo.lock
 
 # The environment. A mark is made when everything before it is done, so what was interrupted is done again.
 
