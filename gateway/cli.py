@@ -78,6 +78,9 @@ def _register_up(commands: Subparsers) -> None:
         metavar="URL",
         help="an Ollama; repeat it for more (default: PADDOCK_UPSTREAMS, else http://127.0.0.1:11434)",
     )
+    tls = up.add_argument_group("TLS", "Both or none. New files moved into their place are used without a restart.")
+    tls.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain of the front door (PEM)")
+    tls.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
     _add_instance_options(up, "~/.local/share/paddock")
     up.set_defaults(run="gateway.up:up")
 

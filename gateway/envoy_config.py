@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from gateway import envoy_tls
 from gateway.envoy_envelopes import add_tiers, limit_envelopes
 from gateway.envoy_upstreams import ollama_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from gateway.envoy_tls import Certificate
 
 Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy's
 
@@ -120,8 +123,9 @@ def adapt(
     return Config(bootstrap, hosts)
 
 
-def write(config: Config, directory: Path) -> Path:
-    """Put `envoy.yaml` and `clusters.yaml` into `directory`; the path of the first is what Envoy starts from.
+def write(config: Config, directory: Path, certificate: Certificate | None = None) -> Path:
+    """Put `envoy.yaml` and `clusters.yaml` into `directory`; the path of the first is what Envoy starts from. With a
+    certificate the listener speaks TLS, and `tls.yaml` names its files.
 
     Both arrive by rename: a running Envoy reads `clusters.yaml` again at that moment and never sees half a file.
     """
@@ -130,6 +134,10 @@ def write(config: Config, directory: Path) -> Path:
     hosts = directory / "clusters.yaml"
     bootstrap["dynamic_resources"]["cds_config"]["path_config_source"]["path"] = str(hosts)
     _place(hosts, config.clusters)
+    if certificate is not None:
+        secret = directory / "tls.yaml"
+        _place(secret, certificate.secret())
+        envoy_tls.serve(bootstrap["static_resources"]["listeners"][0], secret)
     target = directory / "envoy.yaml"
     _place(target, bootstrap)
     return target

@@ -27,6 +27,7 @@ from gateway.supervisor import OnDeath, Stopped, Supervisor
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
+    from gateway.envoy_tls import Certificate
     from gateway.part import Probe
 
 _READY_SECONDS = 30.0
@@ -59,6 +60,7 @@ class Config:
     envoy_threads: int | None = None
     address_rate: int | None = None  # requests a second that Envoy takes from one address; None: as shipped
     environment: Mapping[str, str] = field(default_factory=dict)  # further settings of the services
+    certificate: Certificate | None = None  # the front door speaks TLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +150,20 @@ class Launch:
         if config.demo:
             with self._step("demo upstream"):
                 await supervisor.ready("demo-upstream")
+        url = port.url if config.certificate is None else port.url.replace("http://", "https://")
         with self._step("envoy"):
-            ready = _answers(f"{port.url}/healthz")
+            ready = _answers(f"{url}/healthz")
             await supervisor.start(
                 embedded.envoy(bootstrap.result(), ready, home.socket("envoy-admin"), threads=config.envoy_threads)
             )
         with self._step("whole path"):
-            await _whole_path(f"{port.url}/readyz")
+            await _whole_path(f"{url}/readyz")
         pid = os.getpid()
         return Running(
             data_dir=str(home.path),
             pid=pid,
             started=running.start_time(pid) or "",
-            url=port.url,
+            url=url,
             database_url=self.database_url,
             redis_url=self.redis_url,
             server_key_dir=self._environment(urls).get(server_key.DIRECTORY, ""),
@@ -249,7 +252,7 @@ class Launch:
             },
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
         )
-        return envoy_config.write(config, self._home.path / "envoy")
+        return envoy_config.write(config, self._home.path / "envoy", self._config.certificate)
 
     def _set(self, name: str) -> str:
         return {**os.environ, **self._config.environment}.get(name, "")
@@ -299,7 +302,7 @@ def _demo(number: int, environment: Mapping[str, str]) -> Part:
 def _answers(url: str) -> Probe:
     async def answers() -> bool:
         try:
-            status, _ = await probe.get(url)
+            status, _ = await probe.get(url, verify=False)  # our own Envoy, whose certificate is for another name
         except (OSError, ValueError):  # not listening yet
             return False
         return status == 200
@@ -313,7 +316,7 @@ async def _whole_path(url: str) -> None:
     status, body = 0, b""
     while monotonic() < deadline:
         with suppress(OSError, ValueError):  # if Envoy has died, the supervisor says so
-            status, body = await probe.get(url, patience=10.0)
+            status, body = await probe.get(url, patience=10.0, verify=False)
         if status == 200:
             return
         await asyncio.sleep(0.05)

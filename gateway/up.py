@@ -10,10 +10,12 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from gateway import running, upstreams
+from gateway.envoy_tls import Certificate
 from gateway.failure import Failure
 from gateway.launch import Config, Launch
 from gateway.supervisor import OnDeath, Stopped
@@ -36,7 +38,17 @@ def up(args: argparse.Namespace) -> int:
     async def when_ready(ready: Ready) -> None:
         print("\n".join(_ready_lines(ready)), flush=True)
 
-    return _run_until_stopped(_config(args, urls), when_ready)
+    return _run_until_stopped(replace(_config(args, urls), certificate=_certificate(args)), when_ready)
+
+
+def _certificate(args: argparse.Namespace) -> Certificate | None:
+    if args.tls_cert is None and args.tls_key is None:
+        return None
+    if args.tls_cert is None or args.tls_key is None:
+        raise Failure("a certificate needs its key", do="Name both --tls-cert and --tls-key.")
+    certificate = Certificate(args.tls_cert, args.tls_key)
+    certificate.check()
+    return certificate
 
 
 def demo(args: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -127,6 +127,12 @@ class SharedSettings(BaseSettings):
         description="The CA (PEM) whose certificates may call this service. Needed with PADDOCK_TLS_CERT_FILE: who can "
         "call policy can ask about keys.",
     )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Half of the TLS files is a mistake to be told at the start."""
+        _ = self.tls
+        return self
 
     @property
     def tls(self) -> TlsFiles | None:

@@ -1,0 +1,267 @@
+"""TLS as docs/how-to/tls.md has it: its blocks, put into the shipped files, between real parts."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+import yaml
+
+from gateway import probe
+from gateway.envoy_config import Address, adapt
+from gateway.port import free_port
+from tests import harness
+from tests.certificates import Authority
+from tests.edge.rig import ENVOY, SHIPPED, Loop, until
+from tests.edge.services import HttpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.harness import Gateway
+
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "tls.md").read_text(encoding="utf-8")
+
+
+def block(name: str, directory: Path) -> dict[str, Any]:
+    """A block of the page, with its files in `directory`."""
+    (text,) = re.findall(rf"```yaml {name}\n(.*?)```", PAGE, re.DOTALL)
+    found: dict[str, Any] = yaml.safe_load(text.replace("/etc/envoy/tls", str(directory)))
+    return found
+
+
+def place(directory: Path, name: str, content: dict[str, Any]) -> Path:
+    path = directory / name
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+class Parts:
+    """Both services over mutual TLS on TCP, with the shared gateway's stores, and an Envoy of their own before them."""
+
+    def __init__(self, gateway: Gateway, directory: Path) -> None:
+        self.authority = Authority(directory)
+        self.ports = {name: free_port() for name in ("policy", "policy_http", "processor", "front")}
+        self.files = {name: self.authority.issue(name) for name in ("policy", "processor", "envoy")}
+        self._running: list[subprocess.Popen[bytes]] = []
+        for name in ("policy", "processor"):
+            self._start([sys.executable, "-m", name], directory / f"{name}.log", self._environment(gateway, name))
+        harness.eventually(lambda: all(map(self._accepts, ("policy", "policy_http", "processor"))), patience=30)
+        config = self._config(gateway, directory)
+        self._start(
+            [str(ENVOY), "-c", str(config), "--disable-hot-restart", "--concurrency", "1", "-l", "warn"],
+            directory / "envoy.log",
+        )
+        self.url = f"http://127.0.0.1:{self.ports['front']}"
+        until(lambda: self._answers("/readyz"), (directory / "envoy.log").read_text)
+
+    def _environment(self, gateway: Gateway, name: str) -> dict[str, str]:
+        chain, key = self.files[name]
+        return {
+            **os.environ,
+            "PADDOCK_DATABASE_URL": gateway.instance.running.database_url,
+            "PADDOCK_REDIS_URL": gateway.instance.running.redis_url,
+            "PADDOCK_UPSTREAMS": gateway.upstream.url,
+            "PADDOCK_POLICY_LISTEN": f"127.0.0.1:{self.ports['policy']}",
+            "PADDOCK_POLICY_HTTP_LISTEN": f"127.0.0.1:{self.ports['policy_http']}",
+            "PADDOCK_PROCESSOR_LISTEN": f"127.0.0.1:{self.ports['processor']}",
+            "PADDOCK_TLS_CERT_FILE": str(chain),
+            "PADDOCK_TLS_KEY_FILE": str(key),
+            "PADDOCK_TLS_CLIENT_CA_FILE": str(self.authority.certificate),
+        }
+
+    def _config(self, gateway: Gateway, directory: Path) -> Path:
+        addresses = {name: [Address("127.0.0.1", port)] for name, port in self.ports.items()}
+        config = adapt(
+            SHIPPED / "envoy.yaml",
+            SHIPPED / "clusters.yaml",
+            listen=addresses["front"][0],
+            admin=Address(path=str(directory / "admin.sock")),
+            policy=addresses["policy"],
+            policy_http=addresses["policy_http"],
+            processor=addresses["processor"],
+            upstreams=[gateway.upstream.url],
+            max_request_body_bytes=262144,
+        ).folded()
+        place(directory, "envoy.yaml", block("cluster-certificate", directory))
+        place(directory, "services.yaml", block("cluster-authority", directory))
+        for cluster in config["static_resources"]["clusters"]:
+            if cluster["name"] in ("policy", "policy_http", "processor"):
+                mutual = copy.deepcopy(block("cluster", directory)["transport_socket"])
+                common = mutual["typed_config"]["common_tls_context"]
+                if cluster["name"] == "policy_http":
+                    common["alpn_protocols"] = ["http/1.1"]
+                if cluster["name"] == "processor":
+                    mutual["typed_config"]["sni"] = "processor"
+                    names = common["combined_validation_context"]["default_validation_context"]
+                    names["match_typed_subject_alt_names"][0]["matcher"]["exact"] = "processor"
+                cluster["transport_socket"] = mutual
+        return place(directory, "bootstrap.yaml", config)
+
+    def _start(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        with log.open("wb") as file:
+            self._running.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+
+    def _accepts(self, name: str) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", self.ports[name])) == 0
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return asyncio.run(probe.get(f"{self.url}{path}"))[0] == 200
+        except OSError:
+            return False
+
+    def shown(self, name: str) -> bytes | None:
+        """The certificate that a caller of the CA is shown."""
+        context = ssl.create_default_context(cafile=self.authority.certificate)
+        context.load_cert_chain(*self.files["envoy"])
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection(("127.0.0.1", self.ports[name])) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as tls:
+                return tls.getpeercert(binary_form=True)
+
+    def stop(self) -> None:
+        for one in self._running:
+            one.send_signal(signal.SIGTERM)
+        for one in self._running:
+            one.wait(60)
+
+
+@pytest.fixture(scope="module")
+def parts(gateway: Gateway) -> Iterator[Parts]:
+    with tempfile.TemporaryDirectory(prefix="tls") as directory:
+        running = Parts(gateway, Path(directory))
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+def _ask(parts: Parts, key: str) -> list[int]:
+    with httpx.Client(base_url=parts.url, headers={"authorization": f"Bearer {key}"}, trust_env=False) as client:
+        body = {"model": harness.MODELS[0], "messages": [{"role": "user", "content": "hello"}], "stream": False}
+        return [client.get("/api/tags").status_code, client.post("/api/chat", json=body, timeout=30).status_code]
+
+
+def test_requests_pass_and_new_certificates_are_used(parts: Parts, gateway: Gateway) -> None:
+    key = gateway.client().key
+    assert _ask(parts, key) == [200, 200]
+    for name in ("policy", "processor"):
+        before = parts.shown(name)
+        parts.authority.issue(name)
+        harness.eventually(lambda: parts.shown(name) != before)  # noqa: B023  # called at once
+    parts.shown("policy_http")  # the handshake that notices
+    assert parts.shown("policy_http") == parts.shown("policy")
+    assert _ask(parts, key) == [200, 200]
+
+
+@pytest.mark.parametrize("name", ["policy", "processor"])
+def test_a_caller_of_nobody_is_refused(parts: Parts, name: str, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path, "somebody else")
+    chain, key = stranger.issue("envoy")
+    trust = parts.authority.certificate.read_bytes()
+    for credentials in (
+        grpc.ssl_channel_credentials(trust),
+        grpc.ssl_channel_credentials(trust, key.read_bytes(), chain.read_bytes()),
+    ):
+        with grpc.secure_channel(f"localhost:{parts.ports[name]}", credentials) as channel:
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/envoy.service.auth.v3.Authorization/Check"
+            )
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=5)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_half_of_the_settings_is_refused(parts: Parts) -> None:
+    environment = {**os.environ, "PADDOCK_TLS_CERT_FILE": str(parts.files["policy"][0])}
+    done = subprocess.run([sys.executable, "-m", "policy"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "set together or not at all" in done.stderr
+
+
+def test_the_shipped_listener_with_the_pages_block(tmp_path: Path) -> None:
+    """It passes `paddock check` and Envoy's own validation."""
+    from gateway import cli
+
+    authority = Authority(tmp_path)
+    chain, key = authority.issue("front")
+    os.replace(chain, tmp_path / "fullchain.pem")
+    os.replace(key, tmp_path / "key.pem")
+    config = yaml.safe_load((SHIPPED / "envoy.yaml").read_text(encoding="utf-8"))
+    config["static_resources"]["listeners"][0]["filter_chains"][0].update(block("front", tmp_path))
+    place(tmp_path, "front.yaml", block("front-secret", tmp_path))
+    assert cli.main(["check", str(place(tmp_path, "envoy.yaml", yaml.safe_load(yaml.safe_dump(config))))]) == 0
+
+
+def test_an_upstream_gets_its_own_key(tmp_path: Path) -> None:
+    """The page's filter in the cluster: the upstream sees that key and never the client's."""
+    with tempfile.TemporaryDirectory(prefix="key") as short:
+        directory = Path(short)
+        loop, upstream, port = Loop(), HttpServer(), free_port()
+        listening = loop.run(asyncio.start_server(upstream.connection, "127.0.0.1", 0))
+        number = listening.sockets[0].getsockname()[1]
+        place(directory, "upstream.yaml", block("upstream-secret", directory))
+        route = {
+            "match": {"prefix": "/"},
+            "route": {"cluster": "ollama"},
+            "request_headers_to_remove": ["authorization"],
+        }
+        router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+        http = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+        manager = {
+            "@type": http,
+            "stat_prefix": "front",
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+            "http_filters": [{"name": "router", "typed_config": {"@type": router}}],
+        }
+        endpoint = {"endpoint": {"address": Address("127.0.0.1", number).node()}}
+        load = {"cluster_name": "ollama", "endpoints": [{"lb_endpoints": [endpoint]}]}
+        cluster = {"name": "ollama", "type": "STATIC", "load_assignment": load, **block("upstream-key", directory)}
+        listener = {
+            "address": Address("127.0.0.1", port).node(),
+            "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        }
+        static = {"listeners": [listener], "clusters": [cluster]}
+        path = place(
+            directory,
+            "envoy.yaml",
+            yaml.safe_load(yaml.safe_dump({"node": {"id": "a", "cluster": "b"}, "static_resources": static})),
+        )
+        envoy = subprocess.Popen(
+            [ENVOY, "-c", path, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warn"]
+        )
+        try:
+            until(lambda: _status(port) == 200)
+        finally:
+            envoy.terminate()
+            envoy.wait()
+            loop.run(_close(listening))
+            loop.close()
+        assert {one.header("authorization") for one in upstream.seen} == {"Bearer KEY"}
+
+
+async def _close(server: asyncio.Server) -> None:
+    server.close()
+
+
+def _status(port: int) -> int:
+    try:
+        headers = {"authorization": "Bearer nz_client"}
+        return httpx.get(f"http://127.0.0.1:{port}/api/tags", headers=headers, trust_env=False).status_code
+    except httpx.HTTPError:
+        return 0
