@@ -98,12 +98,15 @@ def test_no_route_to_ollama_goes_around_anything(shipped: Node) -> None:
 
 
 def test_every_other_route_leaves_processor_out(shipped: Node) -> None:
+    lists, sessions = ("tags", "v1-models"), ("session-preflight", "session", "session-models")
     for route in routes(shipped):
         if route.get("route", {}).get("cluster") != "ollama":
             own = route["typed_per_filter_config"]
             assert own["envoy.filters.http.ext_proc"]["disabled"] is True, route["name"]
-            asked = "disabled" not in own["envoy.filters.http.ext_authz"]
-            assert asked == (route["name"] in ("tags", "v1-models")), route["name"]
+            asked = "disabled" not in own.get("envoy.filters.http.ext_authz", {})
+            assert asked == (route["name"] in (*lists, *sessions)), route["name"]
+            if route["name"] in sessions:  # policy answers those by its refusal: what it lets by is 403
+                assert route["direct_response"] == {"status": 403}
 
 
 def test_no_pings_to_the_services(shipped: Node) -> None:
