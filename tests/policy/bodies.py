@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from policy.rules.requests import ENDPOINTS, Ask, Bounds, Refusal, parse
+from policy.rules.requests import ENDPOINTS, Ask, Bounds, Kind, Refusal, parse
 
 ENDPOINT = {endpoint.path: endpoint for endpoint in ENDPOINTS.values()}
 BOUNDS = Bounds()
-POSTS = [path for (method, path) in ENDPOINTS if method == "POST"]
+# An envelope's body is none that policy could read.
+POSTS = [path for (method, path), one in ENDPOINTS.items() if method == "POST" and one.kind is not Kind.ENVELOPE]
 NATIVE = [path for path in POSTS if path.startswith("/api/")]
 CHATS = ["/api/chat", "/v1/chat/completions", "/openai/chat/completions"]
 GENERATING = [*CHATS, "/api/generate", "/v1/completions", "/openai/completions"]

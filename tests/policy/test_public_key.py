@@ -13,6 +13,7 @@ from policy.edge.readiness import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from policy.rules.decision import Deny
     from policy.rules.tenants import Key
@@ -25,7 +26,7 @@ class Nothing:
 
 
 def answer(server_key: Callable[[], bytes | None] | None, method: str = "GET") -> tuple[int, dict[bytes, bytes], bytes]:
-    async def refuse(*_: object) -> Key | Deny:
+    async def refuse(presented: str | None, address: str, now: datetime) -> Key | Deny:
         raise AssertionError("no key is asked for")
 
     app = Endpoints(
