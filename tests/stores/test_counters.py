@@ -464,7 +464,7 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         for keeps in (True, False):
-            with running_valkey(appendonly="yes" if keeps else "no") as server:
+            with running_valkey(appendonly="yes" if keeps else "no", appendfsync="no") as server:
                 counters = await open_store(server.url, epoch="test")
                 given = []
                 for number in range(50):
