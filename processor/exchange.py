@@ -71,6 +71,11 @@ class Exchange:
         """The request's headers; `end` where no body follows."""
         return Pass(buffer_request=bool(self.grant.splices) and not end, watch_response=True)
 
+    def out_of_step(self) -> Answer:
+        """Envoy's phases do not come as they must, so what policy wants cannot be done: refused, nothing charged."""
+        self._failed = True
+        return self._error(503, "unavailable", "temporarily unavailable")
+
     def request_body(self, body: bytes) -> Verdict:
         """The whole request body, asked for because it must change before the upstream sees it."""
         try:
@@ -114,7 +119,8 @@ class Exchange:
         if self.first_byte is None and chunk:
             self.first_byte = now
         self.last_byte = now
-        assert self._meter is not None  # noqa: S101  # set with the headers, which Envoy sends first
+        if self._meter is None:  # no headers came first: what this is a part of cannot be known
+            return self.out_of_step()
         body = self._meter.feed(chunk, end)
         self.cut = self._meter.cut
         return Pass(body=body, ended=end)

@@ -135,6 +135,11 @@ class Evaluator:
             return await self.refuse(plan, Reason.BAD_REQUEST, "Content-Encoding is not supported: send the body as is")
         if endpoint.kind in (requests.Kind.LIST, requests.Kind.ENVELOPE):
             return None
+        if request.withheld and path_model is None:
+            log.error(
+                "no body", extra={"hint": "ext_authz must have with_request_body", "request_id": request.request_id}
+            )
+            return await self.refuse(plan, Reason.FAULT)
         if not request.complete:
             return await self.refuse(plan, Reason.TOO_LARGE)
         ask = requests.parse(endpoint, request.body, self.bounds, path_model=path_model)

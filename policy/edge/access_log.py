@@ -49,7 +49,9 @@ def _entry(entry: Any) -> Finished | None:
     if not request_id:
         return None  # no response carries an id that this entry could be found by
     metadata = common.metadata.filter_metadata
-    authz = metadata[AUTHZ].fields if AUTHZ in metadata else {}
+    # A mesh names its filters after its own resources; see `processor.edge.messages.grant`.
+    name = AUTHZ if AUTHZ in metadata else next((one for one in metadata if one.startswith(f"{AUTHZ}/")), None)
+    authz = metadata[name].fields if name is not None else {}
     text = {name: authz[name].string_value for name in authz}
     grant = text.get("grant", "")
     held: dict[str, Any] = json.loads(grant) if grant else {}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from envoy.config.core.v3 import base_pb2
@@ -33,21 +34,34 @@ def request_from(message: Any) -> Request:
     attributes = message.attributes
     http = attributes.request.http
     path, question, _ = http.path.partition("?")
-    headers = dict(http.headers)
+    headers = dict(http.headers) or _raw_headers(http.header_map)
     body: bytes = http.raw_body or http.body.encode()
+    length = headers.get("content-length", "")
+    stated = int(length) if length.isascii() and length.isdecimal() else 0
     started = attributes.request.time
     micros = started.seconds * 1_000_000 + started.nanos // 1000 if started.seconds else time.time_ns() // 1000
     return Request(
-        request_id=headers.get("x-request-id", "") or http.id,
+        # It names the reservation, so no two may share one: a mesh that makes none gets one here.
+        request_id=headers.get("x-request-id", "") or http.id or str(uuid.uuid4()),
         started_at=micros,
         method=http.method,
         path=path,
         query=bool(question),
         headers=headers,
         body=body,
-        complete=headers.get("x-envoy-auth-partial-body", "false") != "true",
+        complete=headers.get("x-envoy-auth-partial-body", "false") != "true" and not 0 < len(body) < stated,
         address=attributes.source.address.socket_address.address,
+        withheld=stated > 0 and not body,
     )
+
+
+def _raw_headers(header_map: Any) -> dict[str, str]:
+    """Where Envoy is told to `encode_raw_headers`; repeated ones joined as it joins them otherwise."""
+    found: dict[str, str] = {}
+    for header in header_map.headers:
+        name, value = header.key.lower(), header.raw_value.decode("utf-8", "replace") or header.value
+        found[name] = f"{found[name]},{value}" if name in found else value
+    return found
 
 
 def response_to(decision: Allow | Deny | Answer, request: Request) -> Any:

@@ -194,3 +194,4 @@ class Request:
     body: bytes = field(repr=False)
     complete: bool  # False where Envoy was told to pass a part of the body only
     address: str  # of the client, as Envoy's trust in X-Forwarded-For has it
+    withheld: bool = False  # there is a body, and Envoy was told to pass none of it

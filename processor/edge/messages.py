@@ -38,9 +38,12 @@ def phase(message: Any) -> str:
 def grant(message: Any) -> Grant | None:
     """The grant that policy gave; None where this request passed no policy. ValueError on one that cannot be read."""
     metadata = message.metadata_context.filter_metadata
-    if AUTHZ not in metadata:
+    # A mesh names its filters after its own resources: envoy.filters.http.ext_authz/securitypolicy/… is ext_authz too.
+    # No client can write any of them, and the operator chooses which are handed over.
+    name = AUTHZ if AUTHZ in metadata else next((one for one in metadata if one.startswith(f"{AUTHZ}/")), None)
+    if name is None:
         return None
-    fields = metadata[AUTHZ].fields
+    fields = metadata[name].fields
     return Grant.from_json(fields["grant"].string_value) if "grant" in fields else None
 
 

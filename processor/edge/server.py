@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PHASES = "ext_proc must let processor override its modes, or send request bodies BUFFERED"
+
 
 class Settler(Protocol):
     """Settles reservations and keeps their leases."""
@@ -62,6 +64,7 @@ class ExternalProcessor:
         now = time.monotonic  # uvloop rounds its own clock to milliseconds
         exchange: Exchange | None = None
         done = False  # its settlement is with the settler, one way or the other
+        edited = False  # the body went on as policy wants it
         stream = aiter(incoming)
         try:
             async for message in stream:
@@ -76,7 +79,14 @@ class ExternalProcessor:
                         return
                     exchange = Exchange(grant, now())
                     self._settler.opened(exchange)
-                verdict = self._phase(exchange, name, message, now())
+                    edited = not grant.splices or messages.ended(message)
+                edited = edited or (name == "request_body" and messages.ended(message))
+                if edited or name == "request_headers":
+                    verdict = self._phase(exchange, name, message, now())
+                else:
+                    # The body came in pieces, or not at all and the answer is here: it went on without its edits.
+                    log.error("request body not edited", extra={"phase": name, "hint": PHASES})
+                    verdict = exchange.out_of_step()
                 settled = False
                 if isinstance(verdict, Answer) or verdict.ended:
                     done = True
@@ -96,7 +106,7 @@ class ExternalProcessor:
             case "request_headers":
                 return exchange.request_headers(messages.ended(message))
             case "request_body":
-                return exchange.request_body(messages.body(message))
+                return exchange.request_body(messages.body(message)) if exchange.grant.splices else Pass()
             case "response_headers":
                 return exchange.response_headers(messages.headers(message), messages.ended(message), now)
             case "response_trailers":

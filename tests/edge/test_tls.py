@@ -57,6 +57,13 @@ class Parts:
         self.ports = {name: free_port() for name in ("policy", "policy_http", "processor", "front")}
         self.files = {name: self.authority.issue(name) for name in ("policy", "processor", "envoy")}
         self._running: list[subprocess.Popen[bytes]] = []
+        try:
+            self._begin(gateway, directory)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _begin(self, gateway: Gateway, directory: Path) -> None:
         for name in ("policy", "processor"):
             self._start([sys.executable, "-m", name], directory / f"{name}.log", self._environment(gateway, name))
         harness.eventually(lambda: all(map(self._accepts, ("policy", "policy_http", "processor"))), patience=30)
