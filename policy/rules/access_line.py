@@ -47,7 +47,7 @@ def parse(line: bytes) -> Finished | None:
         "st": status,
         "reason": _text(entry, "reason") or (local_reason(status) if refused else ""),
         "nf": not reached and not admitted,
-        "flags": _text(entry, "flags").replace("-", ""),
+        "flags": ",".join(filter(None, (_text(entry, "flags").replace("-", ""), _text(entry, "signals")))),
         "in": _number(entry, "bytes_received"),
         "out": _number(entry, "bytes_sent"),
         "us": _number(entry, "duration_ms") * 1000,
@@ -60,7 +60,7 @@ def parse(line: bytes) -> Finished | None:
     )  # fmt: skip
 
 
-_OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "models"))
+_OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "models", "session-pages"))
 
 
 def _text(entry: dict[str, Any], name: str) -> str:
