@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 2.0  # how long after Envoy's log an unsettled request is left to its processor
+LOOK_SECONDS = 0.25  # how often those past their grace are looked for
+STORE_SECONDS = 0.2  # how often a store that is down is tried again
 BYTES_PER_DELTA = 110  # of a streamed native chunk around its text, for the estimate of last resort
 BYTES_PER_TOKEN = 5  # of an answer that came whole
 
@@ -43,6 +45,11 @@ class Journal:
         self._events = events
         self._open: deque[tuple[float, Finished]] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that are left to their processors for a moment."""
+        return len(self._open)
+
     async def write(self, entries: Iterable[Finished]) -> None:
         """Write entries as events, one store call per shard; waits for a store that is down, since no entry may be
         lost, and Envoy keeps what it has not yet sent."""
@@ -59,7 +66,7 @@ class Journal:
                     await self._events.log(shard, found)
                     break
                 except StoreDown:
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(STORE_SECONDS)
 
     async def run(self) -> None:
         """For ever: settle what is past its grace."""
@@ -71,7 +78,7 @@ class Journal:
                 except StoreDown:
                     # Its processor has waited for the store too, and knows better than we do: it goes first again.
                     self._open.appendleft((time.monotonic() + GRACE_SECONDS, entry))
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _settle(self, entry: Finished) -> None:
         try:

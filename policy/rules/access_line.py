@@ -60,7 +60,7 @@ def parse(line: bytes) -> Finished | None:
     )  # fmt: skip
 
 
-_OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "models", "session-pages"))
+_OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "v1-models", "public-key", "session-pages"))
 
 
 def _text(entry: dict[str, Any], name: str) -> str:

@@ -1,0 +1,138 @@
+"""The journal: every entry of the access log written, and what nobody settled settled by what Envoy saw."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from policy.admission import journal
+from policy.admission.journal import Journal
+from policy.rules.events import Finished
+from policy.rules.faults import StoreDown
+from policy.rules.grant import Duty, Grant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policy.rules.settlement import Settlement
+
+GRANT = Grant("r", 1, Duty.METER, "/api/chat", "m", True, 7, "acme", 9, "nz_abcdefghi", "epoch", 12, 100)
+
+
+class Store:
+    """Takes down what it is told, and is down as often as it is told to be."""
+
+    def __init__(self) -> None:
+        self.down = 0
+        self.logged: dict[int, list[tuple[str, bool, str]]] = {}
+        self.settled: list[tuple[Grant, Settlement]] = []
+
+    def shard_of(self, tenant_id: int | None, address: str) -> int:
+        return -1 if tenant_id is None else tenant_id
+
+    async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int:
+        self._answer()
+        self.logged.setdefault(shard, []).extend(entries)
+        return 0
+
+    async def settle(self, grant: Grant, settlement: Settlement) -> str:
+        self._answer()
+        self.settled.append((grant, settlement))
+        return "settled"
+
+    def _answer(self) -> None:
+        if self.down:
+            self.down -= 1
+            raise StoreDown("down")
+
+
+def finished(**fields: Any) -> Finished:
+    return Finished(
+        **{
+            "request_id": "r", "started_at": 1, "tenant_id": 7, "address": "192.0.2.1", "refused": False,
+            "recorded": False, "counted": False, "grant": "", "settled": False, "reached_upstream": True,
+            "response_bytes": 0, "event": "{}", **fields,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(journal, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(journal, "STORE_SECONDS", 0.01)
+
+
+def settled_by(*entries: Finished, down: int = 0) -> list[tuple[Grant, Settlement]]:
+    """What comes of these entries, once all of them are settled that will be."""
+    store = Store()
+
+    async def scenario() -> None:
+        book = Journal(store)
+        await book.write(entries)
+        store.down = down
+        running = asyncio.ensure_future(book.run())
+        async with asyncio.timeout(10):
+            while book.waiting:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(scenario())
+    return store.settled
+
+
+def test_entries_go_to_their_shards_and_refusals_are_told_apart() -> None:
+    store = Store()
+    asyncio.run(
+        Journal(store).write(
+            [
+                finished(event="a"),
+                finished(event="b", tenant_id=None, refused=True),
+                finished(event="c", refused=True, recorded=True),
+                finished(event="d", refused=True, recorded=True, counted=True),
+            ]
+        )
+    )
+    assert store.logged == {
+        7: [("192.0.2.1", False, "a"), ("192.0.2.1", False, "c")],
+        -1: [("192.0.2.1", True, "b")],
+    }
+
+
+def test_a_store_that_is_down_is_waited_for() -> None:
+    store = Store()
+    store.down = 3
+    asyncio.run(Journal(store).write([finished(event="a")]))
+    assert store.logged == {7: [("192.0.2.1", False, "a")]}
+
+
+def test_what_never_reached_an_upstream_costs_nothing() -> None:
+    ((grant, settlement),) = settled_by(finished(grant=GRANT.to_json(), reached_upstream=False))
+    assert grant == GRANT
+    assert (settlement.prompt_tokens, settlement.completion_tokens, settlement.exact) == (0, 0, True)
+    assert settlement.event == {"outcome": "not_forwarded"}
+
+
+@pytest.mark.parametrize(("response_bytes", "tokens"), [(0, 0), (1100, 10), (10**9, 100)])
+def test_what_did_is_estimated_by_its_bytes_and_never_above_its_cap(response_bytes: int, tokens: int) -> None:
+    ((_, settlement),) = settled_by(finished(grant=GRANT.to_json(), response_bytes=response_bytes))
+    assert (settlement.prompt_tokens, settlement.completion_tokens, settlement.exact) == (None, tokens, False)
+
+
+def test_what_its_processor_settled_is_left_alone() -> None:
+    assert settled_by(finished(grant=GRANT.to_json(), settled=True)) == []
+
+
+def test_a_grant_without_a_reservation_has_nothing_to_settle() -> None:
+    shown = Grant("r", 1, Duty.SHOW, "/api/show", "m", False, 7, "acme", 9, "nz_abcdefghi", "", 0, 0)
+    assert settled_by(finished(grant=shown.to_json())) == []
+
+
+def test_a_grant_that_cannot_be_read_does_not_stop_the_others() -> None:
+    assert len(settled_by(finished(grant='{"from": "another version"}'), finished(grant=GRANT.to_json()))) == 1
+
+
+def test_while_the_store_is_down_the_processor_goes_first_again() -> None:
+    assert len(settled_by(finished(grant=GRANT.to_json()), down=2)) == 1
