@@ -37,7 +37,7 @@ def commands(gateway: Gateway) -> Iterator[list[str]]:
     """What clients ask of the counter store meanwhile."""
     store = gateway.redis()
     found: list[str] = []
-    with store.monitor() as monitor:
+    with store.monitor() as monitor:  # type: ignore[no-untyped-call]  # the library leaves it so
 
         def listen() -> None:
             while (command := monitor.next_command())["command"] != "ECHO that-was-all":

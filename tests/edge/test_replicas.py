@@ -97,7 +97,9 @@ def test_many_replicas_hold_one_limit(tmp_path: Path, database: str) -> None:
         assert sums["tokens"] == sum(
             one["completion_tokens"] for one in upstream.served() if one["request_id"] in served
         )
-        rows = first.sql("SELECT count(*) AS n FROM audit WHERE request_id = ANY ($1)", [request_id(a) for a in answers])
+        rows = first.sql(
+            "SELECT count(*) AS n FROM audit WHERE request_id = ANY ($1)", [request_id(a) for a in answers]
+        )
         assert rows[0]["n"] == len(answers)
         # The shards are spread: every node of the cluster holds some.
         assert all(node.client().dbsize() for node in cluster.nodes)

@@ -90,7 +90,7 @@ def test_of_settlements_the_first_counts_and_of_all_else_the_last() -> None:
     ],
 )
 def test_what_is_no_event_is_told(fields: dict[bytes, bytes]) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         read(fields)
 
 
