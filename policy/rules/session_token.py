@@ -46,13 +46,14 @@ def base64url(data: bytes) -> str:
 class Secret:
     """The root of all session keys, from a file. It does not print."""
 
-    __slots__ = ("_bytes",)
+    __slots__ = ("_bytes", "_fingerprints")
 
     def __init__(self, content: bytes) -> None:
         """`content` is what the file holds; ValueError where that is too short to be a secret."""
         self._bytes = content.strip()
         if len(self._bytes) < _MIN_SECRET:
             raise ValueError(f"a session secret has at least {_MIN_SECRET} bytes")
+        self._fingerprints = self.derive("fingerprint")
 
     def derive(self, purpose: str, context: bytes = b"") -> bytes:
         """32 bytes for one purpose."""
@@ -60,7 +61,7 @@ class Secret:
 
     def fingerprint(self, tenant_id: int, text: str) -> str:
         """What is kept of a client's fingerprint: it cannot be turned back, nor compared between tenants."""
-        digest = hmac.digest(self.derive("fingerprint"), f"{tenant_id}\n{text}".encode(), "sha256")
+        digest = hmac.digest(self._fingerprints, f"{tenant_id}\n{text}".encode(), "sha256")
         return base64url(digest[:16])
 
     def __repr__(self) -> str:

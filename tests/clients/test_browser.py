@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -49,12 +51,14 @@ class Site:
         site = self
         self.answers: list[tuple[int, dict[str, str], str]] = []  # for requests other than GET, one after the other
         self.asked: list[tuple[str, str]] = []
+        self.pages: dict[str, str] = {}
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._say(200, {"content-type": "text/html"}, "<!doctype html><title>site</title>")
+                text = site.pages.get(self.path, "<!doctype html><title>site</title>")
+                self._say(200, {"content-type": "text/html"}, text)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -561,3 +565,31 @@ def test_events_are_read_however_they_are_cut(gateway: Gateway, page: Page, site
             {"event": "message", "data": "", "id": "7"},
         ]
     ]
+
+
+# The documentation.
+
+
+def test_the_page_of_the_how_to_works_as_written(gateway: Gateway, page: Page, site: Site) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "browser-sessions.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```html\n(.*?)```", text, re.DOTALL)
+    site.pages["/"] = "<!doctype html><body>" + example.replace("https://gateway.example.com", gateway.url)
+    allow(gateway, site.origin)
+    page.goto(f"{site.origin}/")
+    page.until("document.body.innerText.includes('Echo: Hello!')")
+    assert page.complaints() == []
+
+
+def test_the_types_name_what_the_client_has() -> None:
+    """client.d.ts and client.js side by side: every public name of one is in the other."""
+    pages = Path(__file__).parents[2] / "policy" / "pages"
+    types, code = (pages / "client.d.ts").read_text(), (pages / "client.js").read_text()
+    exported = set(re.findall(r"^export (?:class|function) (\w+)", code, re.MULTILINE))
+    assert exported == set(re.findall(r"^export (?:class|function) (\w+)", types, re.MULTILINE))
+    client = code[code.index("export class PerishableClient") : code.index("\n}\n", code.index("#watchTheUser() {"))]
+    methods = set(re.findall(r"^  (?:async |get )?([a-z]\w*)\(", client, re.MULTILINE)) - {"constructor"}
+    declared = types[types.index("export class PerishableClient") :]
+    assert methods == set(re.findall(r"^  (?:readonly )?([a-z]\w*)[(:]", declared, re.MULTILINE)) - {"constructor"}
+    defaults = code[code.index("const DEFAULTS") : code.index("};\n")]
+    for option in re.findall(r"(\w+): (?:[\d\s*]+|true)", defaults):
+        assert f"{option}?:" in types
