@@ -67,6 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.waiting: dict[int, list[tuple[str, tuple[int, int, int, int, int]]]] = {}
         self.position: dict[int, tuple[str, str]] = {}
         self.seen = 0
+        self.further: dict[str, tuple[tuple[str, int], ...]] = {}
         self.slow = False  # the ledger is written while it is read
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -136,9 +137,11 @@ class Machine(RuleBasedStateMachine):
         open_here = [id for id, held in self.model.reservations.items() if held.identity.key_id == key_id]
         if again == 0 and open_here:
             request_id = open_here[0]
+            further = self.further[request_id]  # whatever else has changed meanwhile: it is the same request
         else:
             self.numbers += 1
             request_id = f"request-{self.numbers}"
+            self.further[request_id] = further
         plan = Plan(
             request_id, 1_800_000_000_123_457 + self.numbers, mode, self.key(tenant, key_id), "/api/chat",
             model=f"model-{key}", address="192.0.2.1", prompt_bytes=prompt_bytes if mode is Mode.RESERVE else 0,
