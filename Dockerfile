@@ -24,6 +24,8 @@ FROM python:${PYTHON} AS service
 RUN groupadd --gid 10001 paddock \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin paddock
 COPY --from=build /opt/paddock /opt/paddock
+# A new volume mounted there belongs to the user, as this does.
+RUN install --directory --mode 700 --owner 10001 --group 10001 /var/lib/paddock /var/lib/paddock/server-keys
 ENV PATH=/opt/paddock/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1
 USER 10001:10001
 WORKDIR /
