@@ -43,21 +43,30 @@ def settings(data_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def find(args: argparse.Namespace) -> Place:
-    """The place that `args` and the environment name, else that of the running instance. Failure if none is meant."""
-    environment = os.environ
-    named = args.server_key_dir or (args.data_dir is None and environment.get(DIRECTORY)) or None
-    value, file = environment.get(PASSPHRASE), environment.get(PASSPHRASE_FILE)
-    if named is not None and (value or file):
-        return Place(Path(named), value, Path(file) if file else None)
+def directory(args: argparse.Namespace) -> Path:
+    """Where the keys are: as `args` or the environment say, else the running instance's. Failure if none is meant."""
+    named = args.server_key_dir or (args.data_dir is None and os.environ.get(DIRECTORY)) or None
+    if named:
+        return Path(named)
     found = running.stores(args).running
-    if found is None or not (named or found.server_key_dir):
+    if found is None or not found.server_key_dir:
         raise Failure(
             "it is not known where the server keys are",
             do=f"Name their directory in {DIRECTORY} (or --server-key-dir), and their passphrase in {PASSPHRASE_FILE}.",
         )
-    own = Path(found.data_dir) / "secrets" / "server-key-passphrase"
-    return Place(Path(named or found.server_key_dir), value, None if value is not None else Path(file) if file else own)
+    return Path(found.server_key_dir)
+
+
+def find(args: argparse.Namespace) -> Place:
+    """The place with what opens it: as the environment says, else the running instance's own passphrase."""
+    keys = directory(args)
+    value, file = os.environ.get(PASSPHRASE), os.environ.get(PASSPHRASE_FILE)
+    if value or file:
+        return Place(keys, value or None, Path(file) if file else None)
+    found = running.stores(args).running
+    if found is None:
+        raise Failure("it is not known what opens the server keys", do=f"Name their passphrase in {PASSPHRASE_FILE}.")
+    return Place(keys, None, Path(found.data_dir) / "secrets" / "server-key-passphrase")
 
 
 def made_secret(path: Path) -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def server_key(args: argparse.Namespace) -> int:
     try:
-        return _show(args, read_public(places.find(args).directory, _now()))
+        return _show(args, read_public(places.directory(args), _now()))
     except ServerKeyError as error:
         raise Failure(str(error)) from error
 
