@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -79,6 +82,41 @@ def test_a_key_in_a_path_is_cut_to_its_prefix(gateway: Gateway) -> None:
     row = gateway.audit(request_id(client.http.get(f"/v1/{client.key}")))
     assert client.prefix in row["endpoint"]
     assert client.key[12:] not in row["endpoint"]
+
+
+HOSTILE = (
+    b"/caf\xc3\xa9",
+    b"/\xff\xfe\x80",
+    b"/%00%ff%c0%80",
+    b"/a\x01b",
+    b"/a\x00b",
+    b"/" + b"x" * 3000,
+    b"/api/chat?" + b"\xf0\x9f" * 20,
+    b"http://other/\xed\xa0\x80",
+    b"/\xe2\x80\xae'; DROP TABLE audit; --",
+)
+
+
+def test_no_path_keeps_its_neighbours_out_of_the_log(gateway: Gateway) -> None:
+    """Envoy logs requests in batches: one that could not be read must not take the others with it."""
+    url = urlsplit(gateway.url)
+    expected = []
+    for target in HOSTILE:
+        with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
+            connection.sendall(
+                b"GET " + target + b" HTTP/1.1\r\nhost: x\r\nuser-agent: \xff\r\nconnection: close\r\n\r\n"
+            )
+            answer = b""
+            while piece := connection.recv(65536):
+                answer += piece
+        found = re.search(rb"x-request-id: ([0-9a-f-]{36})", answer)
+        assert found, answer
+        expected += [found[1].decode(), request_id(gateway.http().get("/healthz"))]
+    for one in expected:
+        row = gateway.audit(one)
+        assert row["status"] in (200, 400, 403)
+        assert "\0" not in row["endpoint"]
+    assert gateway.sql("SELECT * FROM ledger_quarantine") == []
 
 
 @pytest.mark.parametrize("count", [400])

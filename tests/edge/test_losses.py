@@ -66,7 +66,7 @@ def leases_run_out(gateway: Gateway) -> None:
     """As if their fifteen seconds were over."""
     store = gateway.redis()
     for keys in KEYS:
-        for name in store.zrange(keys.leases, 0, -1):
+        for name in store.hkeys(keys.reservations):
             store.zadd(keys.leases, {name: 0})
     store.close()
 
@@ -188,11 +188,11 @@ def test_a_client_that_leaves_while_policy_decides_pays_nothing(own: Gateway) ->
     before = left(client)
     url = urlsplit(own.url)
     body = b'{"model":"llama3.1:8b","messages":[{"role":"user","content":"impatient"}]}'
-    head = f"POST /api/chat HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {client.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = ["POST /api/chat HTTP/1.1", "host: x", f"authorization: Bearer {client.key}", f"content-length: {len(body)}"]
     own.instance.signal("valkey", SIGSTOP)
     try:
         with socket.create_connection((url.hostname, url.port)) as connection:
-            connection.sendall(head.encode() + body)
+            connection.sendall("\r\n".join(head).encode() + b"\r\n\r\n" + body)
             time.sleep(0.3)  # until the question is on its way to the store
     finally:
         own.instance.signal("valkey", SIGCONT)
