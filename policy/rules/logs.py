@@ -24,6 +24,8 @@ TRACEBACK_MAX = 8_000  # characters; the end is kept, where the cause is
 # Authorization header (RFC 9110, 11.4), and in a URL's userinfo (RFC 3986, 3.2.1), nothing stays.
 _KEYS = re.compile(r"(nzp?_[0-9A-Za-z]{9})[0-9A-Za-z]+")
 _SCHEMES = re.compile(r"(?i)\b(bearer|basic)(\s+)(?!nzp?_)[A-Za-z0-9._~+/=-]{8,}")
+# A JSON Web Token stands where somebody put it: its header begins with {" in base64url.
+_TOKENS = re.compile(r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
 _USERINFO = re.compile(r"(://[^\s/:@\"]*:)[^\s/@\"]+@")
 
 # What every LogRecord carries by itself; whatever else stands on one came through `extra`.
@@ -34,6 +36,7 @@ def redact(text: str) -> str:
     """`text` without what looks like an API key, a bearer token or a password in a URL."""
     text = _KEYS.sub(r"\1…", text)
     text = _SCHEMES.sub(r"\1\2…", text)
+    text = _TOKENS.sub("eyJ…", text)
     return _USERINFO.sub(r"\1…@", text)
 
 

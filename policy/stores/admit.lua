@@ -92,10 +92,10 @@ for i = 1, tonumber(ARGV[31]) do
   s.changed = s.changed or not s.seeded
   scopes[#scopes + 1] = s
 end
-if ARGV[32] ~= '' then
-  -- Seen before, unless it was by this very request: Envoy may ask twice about one.
-  local seen = KEYS[#KEYS]
-  repeated = not redis.call('SET', seen, id, 'NX', 'PX', ARGV[32]) and redis.call('GET', seen) ~= id
+local signature = ARGV[32] ~= '' and KEYS[#KEYS]
+if signature then
+  local seen = redis.call('GET', signature)
+  repeated = seen and seen ~= id -- if by this very request: Envoy may ask twice about one
 end
 
 -- Envoy may ask twice about one request (a retry after a broken stream): the first reservation gives way, and the
@@ -177,6 +177,8 @@ if over then verdict, wait = 'session_revoked', 0 elseif repeated then verdict, 
 
 local cap = wanted
 if verdict == 'ok' then
+  -- What was refused for a limit was not done, and is not remembered: a flood of it would fill the store.
+  if signature then redis.call('SET', signature, id, 'PX', ARGV[32]) end
   if reserves and not explicit then cap = math.min(wanted, left - prompt) end
   for _, s in ipairs(scopes) do
     if fresh and not again then count_request(s) end

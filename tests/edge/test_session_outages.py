@@ -11,7 +11,7 @@ import pytest
 
 from tests import harness
 from tests.edge.test_sessions import becomes, refused, visit
-from tests.harness import eventually
+from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,3 +113,38 @@ def test_a_key_that_grew_old_is_replaced(lone: Gateway) -> None:
     eventually(lambda: len(lone.sql("SELECT kid FROM session_key")) == 2)
     assert visitor.ask().status_code == 200
     assert visit(lone, visitor.tenant, origin=visitor.origin).ask().status_code == 200
+
+
+def test_a_processor_killed_in_a_stream_gives_back_in_every_scope(lone: Gateway) -> None:
+    visitor = visit(lone, lone.tenant(), "--concurrency", "1", "--fingerprint-concurrency", "1")
+    body = {"model": MODELS[0], "messages": [{"role": "user", "content": "x !tokens=400 !delay=20"}], "stream": True}
+    headers = {"authorization": f"Bearer {visitor.token}"}
+    with visitor.http.stream("POST", "/openai/chat/completions", json=body, headers=headers) as response:
+        lines = response.iter_lines()
+        for _ in range(3):
+            next(lines)
+        for worker in ("processor-0", "processor-1"):
+            lone.instance.kill(worker)
+        with pytest.raises(httpx.HTTPError):
+            for _ in lines:
+                pass
+    for worker in ("processor-0", "processor-1"):
+        lone.instance.restart(worker)
+    assert eventually(lambda: visitor.ask().status_code == 200, patience=30), "no scope holds what nobody uses"
+    assert lone.audit(request_id(response), patience=30)["estimated"]
+    (one,) = lone.paddock("list-sessions", visitor.tenant)["sessions"]
+    assert eventually(lambda: lone.paddock("list-sessions", visitor.tenant)["sessions"][0]["reserved_tokens"] == 0)
+    assert one["tokens"] > 0
+
+
+def test_what_all_sessions_spent_outlives_the_counters(lone: Gateway) -> None:
+    """A store that lost everything: sessions are over, and their budget together is what it was."""
+    visitor = visit(lone, lone.tenant(), "--all-budget-day", "100000", "--budget-total", "none", "--rpm", "none")
+    for _ in range(4):
+        lone.audit(request_id(visitor.ask("one two three")))
+    store = lone.redis()
+    store.flushall()
+    refused(becomes(401, visitor.ask), 401, lone, "session_revoked")
+    again = visit(lone, visitor.tenant, origin=visitor.origin)
+    response = becomes(200, again.ask)
+    assert response.headers["x-budget-tokens-remaining"] == str(100_000 - 4 * 7)

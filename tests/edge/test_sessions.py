@@ -388,6 +388,16 @@ def test_signed_requests(gateway: Gateway, tenant: str) -> None:
     refused(visitor.ask(raw=raw, headers=early), 401, gateway, "signature_replayed")
 
 
+def test_what_a_limit_refused_was_not_used(gateway: Gateway, tenant: str) -> None:
+    """Nor is it remembered: a flood of signed requests past the rate leaves nothing in the store."""
+    visitor = visit(gateway, tenant, "--signature-policy", "hmac", "--rpm", "1")
+    raw = json.dumps({"model": MODELS[0], "messages": [{"role": "user", "content": "hi"}]}).encode()
+    assert visitor.ask(raw=raw, headers=visitor.signed(raw)).status_code == 200
+    for _ in range(5):
+        refused(visitor.ask(raw=raw, headers=visitor.signed(raw)), 429, gateway, "rate_requests")
+    assert len(list(gateway.redis().scan_iter(f"pd:*sg:{visitor.id}:*"))) == 1
+
+
 def test_of_many_copies_one_passes(gateway: Gateway, tenant: str) -> None:
     visitor = visit(gateway, tenant, "--signature-policy", "hmac", "--rpm", "1000", "--concurrency", "none")
     raw = json.dumps({"model": MODELS[0], "messages": [{"role": "user", "content": "once"}]}).encode()
