@@ -67,7 +67,7 @@ def leases_run_out(gateway: Gateway) -> None:
     store = gateway.redis()
     for keys in KEYS:
         for name in store.hkeys(keys.reservations):
-            store.zadd(keys.leases, {name: 0})
+            store.zadd(keys.leases, {str(name, "ascii") if isinstance(name, bytes) else name: 0})
     store.close()
 
 
