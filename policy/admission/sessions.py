@@ -26,7 +26,7 @@ from policy.rules.faults import DatabaseDown, StoreDown
 from policy.rules.judgement import Mode, Plan
 from policy.rules.models import effective
 from policy.rules.request_signature import verify as verify_signature
-from policy.rules.session_token import Claims, SigningKey, new_session_id, sign, verify
+from policy.rules.session_token import Claims, Expired, SigningKey, new_session_id, sign, verify
 from policy.rules.sessions import (
     ENTROPY_VALUES,
     EntropyPolicy,
@@ -240,12 +240,15 @@ class Sessions:
         verified = verify(bearer[1] if bearer else "", directory.keys, now)
         if isinstance(verified, Reason):
             return replace(here, reason=verified)
-        claims, key = verified
+        claims, key = (verified.claims, None) if isinstance(verified, Expired) else verified
         here = replace(here, tenant_id=claims.tenant_id, key_prefix=claims.session_id)
         policy = directory.policies.get(claims.tenant_id)
+        if policy is not None:
+            here = replace(here, tenant=policy.tenant.name)
+        if key is None:
+            return replace(here, reason=Reason.SESSION_EXPIRED)
         if policy is None:
             return replace(here, reason=Reason.SESSION_REVOKED)
-        here = replace(here, tenant=policy.tenant.name)
         if directory.ended(claims, policy, now):
             return replace(here, reason=Reason.SESSION_REVOKED)
         # Browsers say an origin wherever a page of another one asks; what says none is no page of anybody's.

@@ -38,8 +38,8 @@ export interface SessionData {
 }
 
 export interface RequestOptions extends Omit<RequestInit, "body"> {
-  /** JSON, as text or as the value itself. */
-  body?: string | Record<string, unknown> | null;
+  /** A JSON object: as text, in whatever form fetch takes it, or as the value itself. */
+  body?: BodyInit | Record<string, unknown> | null;
 }
 
 export interface ServerSentEvent {
@@ -49,6 +49,10 @@ export interface ServerSentEvent {
 }
 
 export class PerishableError extends Error {
+  constructor(
+    message: string,
+    told?: { status?: number; type?: string; requestId?: string; retryAfter?: number | null },
+  );
   /** HTTP status. */
   readonly status: number;
   /** `rate_limited`, `budget_exceeded`, `unauthorized`, … */

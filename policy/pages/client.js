@@ -16,6 +16,7 @@ const DEFAULTS = {
 const LONGEST_WAIT = 10_000; // ms: what asks for a longer wait is the page's to decide
 const SAMPLES = 24; // of mouse and keys, at most
 const TEXT = new TextEncoder();
+const FORMS = [ArrayBuffer, Blob, ReadableStream, FormData, URLSearchParams]; // of a body, besides text and views
 
 /** An answer of the gateway that is no success. `status` is HTTP's; `type` and `requestId` are the gateway's words. */
 export class PerishableError extends Error {
@@ -91,11 +92,12 @@ export class PerishableClient {
     const url = new URL(endpoint, this.#base);
     if (url.origin !== this.#base.origin) throw new TypeError("the endpoint is not the gateway's");
     const { maxRetries, retryDelay } = this.#options;
+    const given = await jsonOf(options.body); // once: some bodies can be read only once, and a wrong one stays wrong
     let renewed = false;
     for (let attempt = 0; ; attempt += 1) {
       let response;
       try {
-        response = await this.#send(url, options);
+        response = await this.#send(url, options, given);
       } catch (error) {
         if (options.signal?.aborted || error.name === "AbortError" || attempt >= maxRetries) throw error;
         if (error instanceof PerishableError && !worthTrying(error.status, error.type)) throw error;
@@ -131,7 +133,7 @@ export class PerishableClient {
     return events(response, stop);
   }
 
-  async #send(url, options) {
+  async #send(url, options, given) {
     const session = await this.#ready();
     const method = (options.method ?? (options.body == null ? "GET" : "POST")).toUpperCase();
     const headers = new Headers(options.headers);
@@ -141,7 +143,6 @@ export class PerishableClient {
       headers.set("x-fingerprint", session.fingerprint);
     } else {
       headers.set("content-type", "application/json");
-      const given = typeof options.body === "string" ? JSON.parse(options.body) : options.body;
       body = TEXT.encode(JSON.stringify({ ...given, fingerprint: session.fingerprint }));
     }
     if (session.signingKey && this.#options.enableRequestSigning) {
@@ -303,9 +304,19 @@ class Parser {
   }
 }
 
+/** A body as the value it stands for: JSON as text in whatever form fetch takes it, or the value itself. */
+async function jsonOf(body) {
+  if (body == null) return body;
+  const packed = ArrayBuffer.isView(body) || FORMS.some((form) => body instanceof form);
+  const text = packed ? await new Response(body).text() : body;
+  const value = typeof text === "string" ? JSON.parse(text) : text;
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw new TypeError("the body is no JSON object");
+  return value;
+}
+
 async function signature(session, method, path, timestamp, body) {
   const { subtle } = crypto;
-  if (!subtle) throw new Error("signed requests need a secure page: https, or localhost");
+  if (!subtle) throw new PerishableError("signed requests need a secure page: https, or localhost");
   const digest = hex(new Uint8Array(await subtle.digest("SHA-256", body ?? new Uint8Array())));
   const raw = Uint8Array.from(atob(session.signingKey.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
   const key = await subtle.importKey("raw", raw, { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);

@@ -56,6 +56,7 @@ async function ask(text) {
       words.textContent = answer;
       scrollDown();
     }
+    if (usage) limits(response, usage.total_tokens); // its headers were written before its tokens were known
     const seconds = (performance.now() - began) / 1000;
     note = `${usage ? `${usage.completion_tokens} tokens · ` : ""}${seconds.toFixed(1)} s`;
   } catch (error) {
@@ -113,13 +114,14 @@ function scrollDown() {
   part("chat").scrollTop = part("chat").scrollHeight;
 }
 
-function limits(response) {
-  const number = (name) => {
+function limits(response, used = 0) {
+  const number = (name, less = 0) => {
     const value = response.headers.get(name);
-    return value === null || value === "unlimited" ? "no limit" : Number(value).toLocaleString("en");
+    if (value === null || value === "unlimited") return "no limit";
+    return Math.max(0, Number(value) - less).toLocaleString("en");
   };
   part("requests").textContent = number("x-ratelimit-remaining-requests");
-  part("tokens").textContent = number("x-budget-tokens-remaining");
+  part("tokens").textContent = number("x-budget-tokens-remaining", used);
 }
 
 function facts() {

@@ -127,6 +127,13 @@ class Claims:
     publishable_key: str = ""  # that named the tenant; "" where its origin did
 
 
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A token of ours whose time is over: believed for nothing but whose it was, which the audit log tells."""
+
+    claims: Claims
+
+
 def new_session_id(random: Callable[[int], bytes]) -> str:
     return ID_PREFIX + base64url(random(16))
 
@@ -143,7 +150,7 @@ def sign(claims: Claims, key: SigningKey) -> str:
     return f"{signed}.{key.signature(signed)}"
 
 
-def verify(token: str, keys: KeySet, now: float) -> tuple[Claims, SigningKey] | Reason:
+def verify(token: str, keys: KeySet, now: float) -> tuple[Claims, SigningKey] | Expired | Reason:
     """What the token says, and under which key; or why it is not believed. `now` in seconds since the epoch."""
     if len(token) > MAX_LENGTH or not token.isascii():
         return Reason.SESSION_INVALID
@@ -159,7 +166,7 @@ def verify(token: str, keys: KeySet, now: float) -> tuple[Claims, SigningKey] | 
         return Reason.SESSION_INVALID
     if claims.issued_at > now + CLOCK_SKEW:
         return Reason.SESSION_INVALID
-    return Reason.SESSION_EXPIRED if now >= claims.expires_at else (claims, key)
+    return Expired(claims) if now >= claims.expires_at else (claims, key)
 
 
 def _claims(payload: str) -> Claims:

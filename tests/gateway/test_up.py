@@ -149,6 +149,22 @@ def chat(session: Session, key: str) -> httpx.Response:
     return httpx.post(f"{session.url}/api/chat", json=body, headers=headers, timeout=PATIENCE, trust_env=False)
 
 
+def page_answers(session: Session) -> str:
+    """What the page whose address was printed is answered, asking as its script asks."""
+    page = session.found(r"^  a web page  (http://\S+/session/) ")
+    with httpx.Client(base_url=session.url, headers={"origin": session.url}, trust_env=False) as http:
+        assert "<title>Paddock" in http.get(page).text
+        assert http.get("/session/client.js").status_code == 200
+        token = http.post("/session", json={"fingerprint": "f"}).json()["token"]
+        http.headers["authorization"] = f"Bearer {token}"
+        model = http.get("/openai/models").json()["data"][0]["id"]
+        messages = [{"role": "user", "content": "hello from a page"}]
+        body = {"model": model, "messages": messages, "fingerprint": "f"}
+        answer = http.post("/openai/chat/completions", json=body, timeout=PATIENCE).json()
+    text: str = answer["choices"][0]["message"]["content"]
+    return text
+
+
 def test_demo_from_the_first_start_to_ctrl_c_and_again(tmp_path: Path) -> None:
     with started(tmp_path, "demo") as first:
         answer = chat(first, first.key)
@@ -157,6 +173,7 @@ def test_demo_from_the_first_start_to_ctrl_c_and_again(tmp_path: Path) -> None:
         assert frames[-1]["done"] is True
         assert "".join(frame["message"]["content"] for frame in frames).endswith("one two three")
         assert f"curl -N {first.url}/api/chat" in first.out
+        assert page_answers(first) == "Echo: hello from a page"
 
         # A command beside it finds it without being told anything.
         listed = paddock(tmp_path, "list-keys", "--json")
@@ -178,6 +195,7 @@ def test_demo_from_the_first_start_to_ctrl_c_and_again(tmp_path: Path) -> None:
     with started(tmp_path, "demo") as again:
         assert chat(again, again.key).status_code == 200
         assert chat(again, first.key).status_code == 401, "the key of the session before is revoked"
+        assert page_answers(again) == "Echo: hello from a page", "at its new address"
         tenants = json.loads(paddock(tmp_path, "list-tenants", "--json").stdout)
         assert [tenant["tenant"] for tenant in tenants] == ["demo"], "the data is used again"
 
