@@ -17,7 +17,7 @@ from gateway.key_prefix import checked_prefix, refuse_secret
 from policy.admission.admin import Admin, Refusal
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
-from policy.stores.postgres import Postgres
+from policy.stores.postgres import PATIENT_SECONDS, Postgres
 from policy.stores.registry import Registries
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _now() -> datetime:
 
 def _act(args: argparse.Namespace, act: Callable[[Admin], Awaitable[T]]) -> T:
     async def within(url: str) -> T:
-        async with Postgres.open(url, connections=1) as postgres:
+        async with Postgres.open(url, connections=1, patience=PATIENT_SECONDS) as postgres:
             return await act(Admin(Registries(postgres).open))
 
     try:

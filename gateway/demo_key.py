@@ -14,7 +14,7 @@ from policy.admission.session_admin import SessionAdmin, Terms
 from policy.rules.faults import DatabaseDown
 from policy.rules.tenants import Key, Tenant
 from policy.stores.migrate import upgrade
-from policy.stores.postgres import Postgres
+from policy.stores.postgres import PATIENT_SECONDS, Postgres
 from policy.stores.registry import Registries
 from policy.stores.sessions_postgres import SessionRegistries
 
@@ -35,7 +35,7 @@ async def fresh_key(database_url: str, url: str) -> str:
 
 async def _fresh_key(database_url: str) -> str:
     await upgrade(database_url)  # policy does the same in its own time; whoever comes second finds it done
-    async with Postgres.open(database_url, connections=1) as postgres:
+    async with Postgres.open(database_url, connections=1, patience=PATIENT_SECONDS) as postgres:
         admin = Admin(Registries(postgres).open)
         if all(tenant.name != TENANT for tenant, _ in await admin.list_tenants()):
             await admin.create_tenant(Tenant(id=0, name=TENANT, allow_all_models=True))
@@ -50,7 +50,7 @@ async def _fresh_key(database_url: str) -> str:
 async def _open_page(database_url: str, url: str) -> None:
     port = urlsplit(url).port
     here = (url, *((f"http://localhost:{port}",) if urlsplit(url).hostname in ("127.0.0.1", "::1") else ()))
-    async with Postgres.open(database_url, connections=1) as postgres:
+    async with Postgres.open(database_url, connections=1, patience=PATIENT_SECONDS) as postgres:
         admin = SessionAdmin(SessionRegistries(postgres).open)
         allowed = await admin.allow(TENANT, Terms(origins=here, fields={"opened_per_minute": 60}))
         assert allowed.policy is not None  # noqa: S101  # it was just made

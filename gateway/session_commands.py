@@ -23,7 +23,7 @@ from policy.admission.session_admin import SessionAdmin, Terms
 from policy.rules.faults import StoreDown
 from policy.rules.sessions import EntropyPolicy, FingerprintPolicy, SignaturePolicy
 from policy.stores import redis
-from policy.stores.postgres import Postgres
+from policy.stores.postgres import PATIENT_SECONDS, Postgres
 from policy.stores.sessions_postgres import SessionRegistries
 from policy.stores.sessions_redis import SessionCounters
 
@@ -186,7 +186,7 @@ def _terms(args: argparse.Namespace) -> Terms:
 
 def _act(args: argparse.Namespace, act: Callable[[SessionAdmin], Awaitable[T]]) -> T:
     async def within(url: str) -> T:
-        async with Postgres.open(url, connections=1) as postgres:
+        async with Postgres.open(url, connections=1, patience=PATIENT_SECONDS) as postgres:
             return await act(SessionAdmin(SessionRegistries(postgres).open))
 
     try:

@@ -10,7 +10,7 @@ from gateway.database import ask
 from gateway.failure import Failure
 from policy.admission.admin import Admin, Refusal
 from policy.rules.tiers import Tier
-from policy.stores.postgres import Postgres
+from policy.stores.postgres import PATIENT_SECONDS, Postgres
 from policy.stores.registry import Registries
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _words(tiers: Iterable[Tier]) -> list[str]:
 
 def _act(args: argparse.Namespace, act: Callable[[Admin], Awaitable[T]]) -> T:
     async def within(url: str) -> T:
-        async with Postgres.open(url, connections=1) as postgres:
+        async with Postgres.open(url, connections=1, patience=PATIENT_SECONDS) as postgres:
             return await act(Admin(Registries(postgres).open))
 
     try:

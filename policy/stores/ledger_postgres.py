@@ -18,6 +18,7 @@ from policy.rules.events import batch
 from policy.rules.faults import DatabaseDown
 from policy.stores import ledger_partitions
 from policy.stores.ledger_seeds import SEEDS_LOCK, seeds
+from policy.stores.postgres import UNANSWERED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -235,7 +236,7 @@ class LedgerTables:
         full disk, a server that became a replica, a lost connection are tried again on a new one."""
         try:
             yield
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # TimeoutError is an OSError
+        except UNANSWERED as error:
             await self.close()
             raise DatabaseDown(f"{type(error).__name__}: {error}"[:200]) from error
         except BaseException:

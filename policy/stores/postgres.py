@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 CHANNEL = "paddock_changed"
 OTHERS = "*"  # in model_tier: every model that has no row of its own
 LIMITS = ("rpm", "tpm", "concurrency", "budget_day", "budget_month", "budget_total")
-_CONNECT_SECONDS = 2.0
-_QUERY_SECONDS = 2.0  # a look-up takes well under a millisecond: beyond this the server is as good as gone
+_SECONDS = 2.0  # a look-up takes well under a millisecond: beyond this the server is as good as gone
+# What asyncpg raises where the server cannot do its part now. TimeoutError is an OSError; InternalClientError is what a
+# connection says that the server ended in the middle of a word.
+UNANSWERED = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+PATIENT_SECONDS = 15.0  # for a person who waits, on a machine that may be busy
 _PULSE_SECONDS = 1.0  # how often the watching connection is asked for a sign of life, and how long one may take
 
 SELECT_TENANT = """
@@ -66,19 +69,21 @@ _STAMP = """
 class Postgres:
     """A pool that connects when first asked, so that a service may start before its database does."""
 
-    def __init__(self, url: str, pool: asyncpg.Pool) -> None:
+    def __init__(self, url: str, pool: asyncpg.Pool, patience: float = _SECONDS) -> None:
         self._url = url
         self._pool = pool
+        self._patience = patience
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, connections: int = 8) -> AsyncIterator[Postgres]:
-        """The store at `url`, in any form asyncpg takes (`postgresql:///db?host=/directory` is a Unix socket)."""
+    async def open(cls, url: str, *, connections: int = 8, patience: float = _SECONDS) -> AsyncIterator[Postgres]:
+        """The store at `url`, in any form asyncpg takes (`postgresql:///db?host=/directory` is a Unix socket).
+        `patience`, in seconds, is for a connection and for each statement."""
         pool = await asyncpg.create_pool(
-            url, min_size=0, max_size=connections, timeout=_CONNECT_SECONDS, command_timeout=_QUERY_SECONDS
+            url, min_size=0, max_size=connections, timeout=patience, command_timeout=patience
         )
         try:
-            yield cls(url, pool)
+            yield cls(url, pool, patience)
         finally:
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 async with asyncio.timeout(_PULSE_SECONDS):  # a goodbye to a hung server would hang: cut it then
@@ -88,7 +93,7 @@ class Postgres:
     async def connection(self) -> AsyncIterator[PoolConnectionProxy]:
         """A connection of the pool; whatever PostgreSQL fails to do in the block is DatabaseDown."""
         with unanswered_is_database_down():
-            async with self._pool.acquire(timeout=_CONNECT_SECONDS) as connection:
+            async with self._pool.acquire(timeout=self._patience) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -111,7 +116,7 @@ class Postgres:
     async def watch(self) -> AsyncIterator[Watch]:
         """Listen for changes; from the block's first line on none is missed."""
         with unanswered_is_database_down():
-            connection = await asyncpg.connect(self._url, timeout=_CONNECT_SECONDS, command_timeout=_PULSE_SECONDS)
+            connection = await asyncpg.connect(self._url, timeout=self._patience, command_timeout=_PULSE_SECONDS)
         try:
             watch = Watch(connection)
             with unanswered_is_database_down():
@@ -158,7 +163,7 @@ def unanswered_is_database_down() -> Iterator[None]:
         yield
     except asyncpg.IntegrityConstraintViolationError:
         raise
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # TimeoutError is an OSError
+    except UNANSWERED as error:
         raise DatabaseDown(f"{type(error).__name__}: {error}") from error
 
 

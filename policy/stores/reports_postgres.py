@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from datetime import date, datetime
 
-_CONNECT_SECONDS = 2.0
+_CONNECT_SECONDS = 15.0  # a person waits
 _REPORT_SECONDS = 60.0
 
 # A dimension of a usage report, and what it is in the query. Who is no longer known keeps its number.
