@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import admin, envelopes, reports, running, sessions
+from gateway import admin, bounds, envelopes, reports, running, sessions
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _register_check(commands)
     _register_doctor(commands)
     admin.register(commands)
+    bounds.register(commands)
     reports.register(commands)
     envelopes.register(commands)
     sessions.register(commands)

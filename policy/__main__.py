@@ -46,7 +46,6 @@ from policy.edge.readiness import Readiness
 from policy.edge.server import AccessLog, Authorization, handlers
 from policy.rules import logs
 from policy.rules.faults import DatabaseDown
-from policy.rules.requests import Bounds
 from policy.rules.session_token import Secret
 from policy.rules.settings import listen_address
 from policy.settings import PolicySettings
@@ -108,7 +107,7 @@ async def serve(settings: PolicySettings) -> None:
         )  # fmt: skip
         journal = Journal(counters)
         evaluator = Evaluator(
-            keyring, discovery, counters, Seeds(read_seeds_timed), Bounds(),
+            keyring, discovery, counters, Seeds(read_seeds_timed),
             settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir) and settings.secure_inference,
         )  # fmt: skip
         book, sessions = None, None

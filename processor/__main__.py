@@ -24,7 +24,6 @@ from policy.edge.listening import listen
 from policy.rules import logs
 from policy.rules.decision import Deny, Reason
 from policy.rules.faults import StoreDown
-from policy.rules.requests import Bounds
 from policy.rules.settings import listen_address
 from policy.rules.tiers import Tier, parse_upstreams
 from policy.stores import redis
@@ -140,11 +139,8 @@ def _sealing(
         urls: Discovery(urls, interval=settings.discovery_interval_seconds) for urls in {usual, *own.values()}
     }  # a tier sees the models of its own machines alone
     counters = TimedCounters(store, observer.store_called)
-    bounds = Bounds()
     judges = {
-        tier: Evaluator(
-            _NoKeys(), found[own.get(tier, usual)], counters, _NoSeeds(), bounds, settings.default_max_tokens
-        )
+        tier: Evaluator(_NoKeys(), found[own.get(tier, usual)], counters, _NoSeeds(), settings.default_max_tokens)
         for tier in Tier
     }
     replays = Replays(store, window_seconds=settings.replay_window_seconds)
@@ -164,7 +160,6 @@ def _sealing(
         protection,
         observer,
         limits=Limits(settings.max_envelope_bytes, settings.envelope_threads, settings.envelopes_waiting),
-        bounds=bounds,
         pinned=frozenset(own),
         looked=looked,
     )

@@ -89,7 +89,6 @@ class Envelopes:
         observer: Observer,
         *,
         limits: Limits,
-        bounds: Bounds,
         pinned: frozenset[Tier] = frozenset(),
         looked: Callable[[], Awaitable[None]],
     ) -> None:
@@ -101,7 +100,6 @@ class Envelopes:
         self._judges = judges
         self._protection = protection
         self._limits = limits
-        self._bounds = bounds
         self._looked = looked
         self._waiting = 0
         self._ready = False
@@ -134,8 +132,9 @@ class Envelopes:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def open(self, package: bytes) -> Inside | Refusal | Deny:
-        """Open a package and read what is inside; a Deny where that is not possible now, whatever it holds."""
+    async def open(self, package: bytes, grant: Grant) -> Inside | Refusal | Deny:
+        """Open a package and read what is inside, held to the bounds of the grant's tenant; a Deny where that is not
+        possible now, whatever it holds."""
         if len(package) > self._limits.package_bytes:
             return Refusal(Cause.TOO_LARGE)
         if self._waiting >= self._limits.waiting:
@@ -143,7 +142,7 @@ class Envelopes:
             return Deny(Reason.ENVELOPES_WAIT)
         begun = time.perf_counter()
         self._waiting += 1
-        work: Future[Inside | Refusal] = self._pool.submit(self._open, package)
+        work: Future[Inside | Refusal] = self._pool.submit(self._open, package, _plan(grant).key.tenant.bounds)
         try:
             found = await asyncio.wrap_future(work)
         except asyncio.CancelledError:
@@ -157,13 +156,13 @@ class Envelopes:
         self.observer.opened(time.perf_counter() - begun)
         return found
 
-    def _open(self, package: bytes) -> Inside | Refusal:
+    def _open(self, package: bytes, bounds: Bounds) -> Inside | Refusal:
         keys = self._keys.in_force(int(time.time()))
         opened = open_package(package, [key.private for key in keys], random=os.urandom)
         if isinstance(opened, Refusal):
             return opened
         plaintext = bytes(opened.plaintext)
-        ask = requests.parse(OPENED_ENVELOPE, plaintext, self._bounds)
+        ask = requests.parse(OPENED_ENVELOPE, plaintext, bounds)
         wipe_bytes(plaintext)
         if isinstance(ask, requests.Refusal):
             opened.wipe()

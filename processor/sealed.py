@@ -90,7 +90,7 @@ class SealedExchange:
         # Not before the body is here: a connection that broke on the way would keep the claim from its repetition.
         if not await self._claim(replays.of_payload_id(self.grant.key_id, self._known().payload_id)):
             return await self._refused(Cause.REPLAYED)
-        found = await self.envelopes.open(body)
+        found = await self.envelopes.open(body, self.grant)
         if isinstance(found, Refusal):
             return await self._refused(found.cause)
         if isinstance(found, Deny):

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from policy.admission.hashing import Hashing
 from policy.rules import keys, models
+from policy.rules.bounds import USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime, timedelta
 
+    from policy.rules.bounds import Value
     from policy.rules.keys import ApiKey
     from policy.rules.tenants import Key, Tenant
     from policy.rules.tiers import Tier, Tiers
@@ -115,6 +117,19 @@ class Admin:
             tenant = replace(tenant, max_tokens=max_tokens, limits=replace(tenant.limits, **rest))
             await registry.save_tenant(tenant)
             return Change(tenant)
+
+    async def set_tenant_bounds(self, name: str, bounds: Mapping[str, Value | None]) -> Change:
+        """Set the named bounds on the shape of requests (None: as usual); the others stay."""
+        async with self._open() as registry:
+            tenant = await _tenant(registry, name)
+            told = {name: USUAL[name] if value is None else value for name, value in bounds.items()}
+            tenant = replace(tenant, bounds=replace(tenant.bounds, **told))  # type: ignore[arg-type]  # read for its name
+            await registry.save_tenant(tenant)
+            return Change(tenant)
+
+    async def tenant(self, name: str) -> Tenant:
+        async with self._open() as registry:
+            return await _tenant(registry, name)
 
     # Keys.
 

@@ -18,7 +18,7 @@ from policy.rules.faults import DatabaseDown, StoreDown
 from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan, judge, rate_headers
 from policy.rules.keys import credential
-from policy.rules.requests import Ask, Bounds, Endpoint, Refusal
+from policy.rules.requests import Ask, Endpoint, Refusal
 from policy.rules.subject import Subject
 from policy.rules.tiers import HEADER as TIER_HEADER
 from policy.rules.tiers import asked_for
@@ -88,13 +88,12 @@ def _unobserved(tenant: str, figures: Figures) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Judges requests. `bounds` are the shape limits of bodies; `default_max_tokens` caps where nobody else does."""
+    """Judges requests. `default_max_tokens` caps where nobody else does."""
 
     keyring: Keyring
     models: Models
     counters: Counters
     seeds: Seeds
-    bounds: Bounds
     default_max_tokens: int
     observe: Observe = _unobserved
     envelopes: bool = True  # whether sealed requests are taken at all
@@ -142,7 +141,7 @@ class Evaluator:
             return await self.refuse(plan, Reason.FAULT)
         if not request.complete:
             return await self.refuse(plan, Reason.TOO_LARGE)
-        ask = requests.parse(endpoint, request.body, self.bounds, path_model=path_model)
+        ask = requests.parse(endpoint, request.body, plan.key.tenant.bounds, path_model=path_model)
         return await self.refuse(plan, Reason.BAD_REQUEST, ask.message) if isinstance(ask, Refusal) else ask
 
     async def judge(self, plan: Plan, endpoint: Endpoint, ask: Ask | None) -> Allow | Deny:

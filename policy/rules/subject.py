@@ -7,10 +7,11 @@ same values by the same code as here.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from dataclasses import fields as fields_of
 from typing import TYPE_CHECKING, Self
 
+from policy.rules.bounds import Bounds
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
 from policy.rules.tiers import Tier, Tiers
@@ -36,6 +37,7 @@ class Subject:
     tenant_limits: _Figures
     key_limits: _Figures
     address: str  # the client's, for the count of refusals
+    bounds: Mapping[str, object] = field(default_factory=dict)  # see `Bounds.differing`
 
     @classmethod
     def of(cls, key: Key, tier: Tier, address: str) -> Self:
@@ -52,11 +54,12 @@ class Subject:
             tenant_limits=astuple(key.tenant.limits),
             key_limits=astuple(key.limits),
             address=address,
+            bounds=key.tenant.bounds.differing(),
         )
 
     def as_fields(self) -> dict[str, object]:
-        """In JSON's own kinds of value, for `from_fields`."""
-        return {name: getattr(self, name) for name in _NAMES}
+        """In JSON's own kinds of value, for `from_fields`; the usual bounds are not mentioned."""
+        return {name: getattr(self, name) for name in _NAMES if name != "bounds" or self.bounds}
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> Self:
@@ -76,6 +79,7 @@ class Subject:
                 models=frozenset(self.tenant_models),
                 max_tokens=self.tenant_max_tokens,
                 limits=Limits(*self.tenant_limits),
+                bounds=Bounds.of(self.bounds),
             ),
             models=None if self.key_models is None else frozenset(self.key_models),
             max_tokens=self.key_max_tokens,
@@ -84,4 +88,4 @@ class Subject:
         )
 
 
-_NAMES = tuple(field.name for field in fields_of(Subject))
+_NAMES = tuple(one.name for one in fields_of(Subject))

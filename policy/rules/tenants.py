@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from policy.rules.bounds import DEFAULT as USUAL_BOUNDS
 from policy.rules.limits import UNLIMITED, Limits
 from policy.rules.tiers import Tiers
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from policy.rules.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Tenant:
     models: frozenset[str] = frozenset()
     max_tokens: int | None = None  # cap of one completion; None: the gateway's default
     limits: Limits = UNLIMITED
+    bounds: Bounds = USUAL_BOUNDS  # of the shape of a request
 
 
 @dataclass(frozen=True, slots=True)

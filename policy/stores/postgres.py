@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from policy.rules.bounds import Bounds
 from policy.rules.faults import DatabaseDown
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
@@ -44,7 +45,7 @@ SELECT_TENANT = """
     SELECT t.id AS tenant_id, t.name AS tenant_name, t.disabled AS tenant_disabled, t.allow_all_models,
         t.max_tokens AS tenant_max_tokens, t.rpm AS tenant_rpm, t.tpm AS tenant_tpm,
         t.concurrency AS tenant_concurrency, t.budget_day AS tenant_budget_day,
-        t.budget_month AS tenant_budget_month, t.budget_total AS tenant_budget_total,
+        t.budget_month AS tenant_budget_month, t.budget_total AS tenant_budget_total, t.bounds::text AS tenant_bounds,
         ARRAY(SELECT model FROM tenant_model WHERE tenant_id = t.id) AS tenant_models
 """
 SELECT_KEY = f"""
@@ -176,6 +177,7 @@ def tenant_of(row: asyncpg.Record) -> Tenant:
         models=frozenset(row["tenant_models"]),
         max_tokens=row["tenant_max_tokens"],
         limits=Limits(**{name: row[f"tenant_{name}"] for name in LIMITS}),
+        bounds=bounds_of(row["tenant_bounds"]),
     )
 
 
@@ -197,6 +199,12 @@ def key_of(row: asyncpg.Record) -> Key:
         limits=Limits(**{name: row[name] for name in LIMITS}),
         tiers=tiers_of(row["tiers"]),
     )
+
+
+@lru_cache(maxsize=256)  # most tenants have the usual ones
+def bounds_of(found: str) -> Bounds:
+    """What `tenant.bounds` holds; the schema sees to its form."""
+    return Bounds.of(json.loads(found))
 
 
 @lru_cache(maxsize=8)  # the same for every key until an operator changes it

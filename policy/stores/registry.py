@@ -6,6 +6,7 @@ change the same tenant at once the second sees what the first has done. Services
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -31,13 +32,13 @@ _LOCK_TENANT = "SELECT id FROM tenant WHERE lower(name) = lower($1) FOR UPDATE"
 _LOCK_KEY = "SELECT id FROM api_key WHERE prefix = $1 FOR UPDATE"
 _ADD_TENANT = """
     INSERT INTO tenant (name, disabled, allow_all_models, max_tokens,
-        rpm, tpm, concurrency, budget_day, budget_month, budget_total)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        rpm, tpm, concurrency, budget_day, budget_month, budget_total, bounds)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (lower(name)) DO NOTHING RETURNING id
 """
 _SAVE_TENANT = """
     UPDATE tenant SET disabled = $2, allow_all_models = $3, max_tokens = $4,
-        rpm = $5, tpm = $6, concurrency = $7, budget_day = $8, budget_month = $9, budget_total = $10
+        rpm = $5, tpm = $6, concurrency = $7, budget_day = $8, budget_month = $9, budget_total = $10, bounds = $11
     WHERE id = $1
 """
 _ADD_KEY = """
@@ -113,6 +114,7 @@ class Registry:
             tenant.allow_all_models,
             tenant.max_tokens,
             *_figures(tenant.limits),
+            json.dumps(tenant.bounds.differing()),
         )
         if tenant_id is not None:
             await self._connection.execute(_PUT_TENANT_MODELS, tenant_id, sorted(tenant.models))
@@ -127,6 +129,7 @@ class Registry:
             tenant.allow_all_models,
             tenant.max_tokens,
             *_figures(tenant.limits),
+            json.dumps(tenant.bounds.differing()),
         )
         await self._connection.execute(_DROP_TENANT_MODELS, tenant.id, sorted(tenant.models))
         await self._connection.execute(_PUT_TENANT_MODELS, tenant.id, sorted(tenant.models))

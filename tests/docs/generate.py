@@ -14,14 +14,13 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import AliasChoices, SecretStr
 
 from gateway import cli
-from policy.rules.bounds import Bounds
+from policy.rules.bounds import MEANINGS, USUAL
 from policy.rules.decision import Deny, Reason
 from policy.rules.endpoints import ENDPOINTS, Kind
 from policy.rules.schema import FIELDS, OPERATOR_OPTIONS, SAMPLING
@@ -183,36 +182,10 @@ def _rest(statuses: list[int]) -> str:
 
 # Request bodies.
 
-_BOUNDS = {
-    "depth": "objects and arrays in each other, the body included",
-    "containers": "objects and arrays in a body",
-    "messages": "entries of `messages`",
-    "tools": "entries of `tools`",
-    "tools_bytes": "bytes of `tools`",
-    "format_bytes": "bytes of `format` or `response_format`",
-    "format_depth": "nesting of `format` or `response_format`",
-    "images": "images in one request",
-    "image_bytes": "bytes of all its images, decoded",
-    "image_side": "`width` and `height` of a generated image",
-    "image_steps": "`steps` of a generated image",
-    "context": "entries of `context`",
-    "stop": "entries of `stop`",
-    "inputs": "entries of `input`",
-    "completions": "`n` times `best_of`",
-    "top_logprobs": "`top_logprobs`",
-    "template_bytes": "characters of `template`",
-    "template_actions": "actions (`{{…}}`) in `template`",
-    "template_logic": "actions other than inserting a field or testing one",
-    "keep_alive_seconds": "seconds of `keep_alive`",
-    "keep_alive_empty_seconds": "least seconds of `keep_alive` in a request without a prompt",
-    "operator_options": "loading options that a caller may set",
-}
-
 
 def _bounds() -> str:
-    bounds = Bounds()
-    rows = [(_BOUNDS[field.name], _figure(getattr(bounds, field.name))) for field in fields(bounds)]
-    return table(("What", "At most"), rows)
+    rows = [(code(name), MEANINGS[name], _figure(value)) for name, value in USUAL.items()]
+    return table(("Bound", "What", "At most"), rows)
 
 
 def _figure(value: object) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import MODELS, request_id
+from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -194,3 +194,22 @@ def test_12_credentials_stay_here(gateway: Gateway, client: Client) -> None:
     assert response.status_code == 200
     (seen,) = [one for one in gateway.upstream.requests() if one["headers"].get("x-request-id") == request_id(response)]
     assert not {"authorization", "x-api-key", "cookie", "x-goog-api-key", "proxy-authorization"} & set(seen["headers"])
+
+
+def test_11_a_tenant_may_have_bounds_of_its_own(gateway: Gateway) -> None:
+    """Wider or narrower, for all of its keys, within a second; and for nobody else."""
+    client, other = gateway.client(), gateway.client()
+    texts = {"model": MODELS[2], "input": ["x"] * 2049}
+    refused(gateway, client.http.post("/api/embed", json=texts))
+    refused(gateway, client.chat("x", options={"num_ctx": 8192}))
+    changes = ("inputs=3_000", "operator-options=num_ctx", "stop=1")
+    told = gateway.paddock("set-bounds", client.tenant, *changes)
+    assert told["differing"] == ["inputs", "operator_options", "stop"]
+    eventually(lambda: client.http.post("/api/embed", json=texts).status_code == 200, patience=2)
+    assert client.chat("x", options={"num_ctx": 8192, "stop": ["s"]}).status_code == 200
+    refused(gateway, client.chat("x", options={"stop": ["s", "t"]}))
+    refused(gateway, client.chat("x", options={"num_gpu": 1}))
+    refused(gateway, other.http.post("/api/embed", json=texts))
+    refused(gateway, other.chat("x", options={"num_ctx": 8192}))
+    gateway.paddock("set-bounds", client.tenant, *(f"{change.partition('=')[0]}=usual" for change in changes))
+    eventually(lambda: client.chat("x", options={"num_ctx": 8192}).status_code == 400, patience=2)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy.rules.bounds import Bounds
 from policy.rules.grant import Duty, Grant
 from policy.rules.limits import Limits
 from policy.rules.subject import Subject
@@ -16,6 +17,7 @@ NAMES = ("a:1", "b:2", "c:3", "d:4")
 some = st.frozensets(st.sampled_from(Tier))
 tiers = st.builds(Tiers, st.dictionaries(st.sampled_from(NAMES[:3]), some), some)
 models = st.frozensets(st.sampled_from(NAMES))
+shapes = st.builds(Bounds, tools=st.sampled_from((1, 512)), operator_options=st.frozensets(st.just("num_ctx")))
 limits = st.builds(Limits, rpm=st.none() | st.integers(0, 9), budget_total=st.none() | st.integers(0, 9))
 
 
@@ -39,7 +41,7 @@ def test_one_tier_is_enough_of_them(all_tiers: Tiers, tier: Tier) -> None:
 
 @given(
     st.builds(Tenant, st.just(7), st.just("t"), st.just(False), st.booleans(), models, st.none() | st.integers(1, 9),
-              limits),
+              limits, shapes),
     st.none() | models, st.none() | st.integers(1, 9), limits, tiers, st.sampled_from(Tier),
 )  # fmt: skip
 def test_a_subject_judges_as_its_key_does(
@@ -64,6 +66,7 @@ def test_a_subject_judges_as_its_key_does(
     assert (again.max_tokens, again.limits, again.tenant.max_tokens, again.tenant.limits) == (
         key.max_tokens, key.limits, key.tenant.max_tokens, key.tenant.limits,
     )  # fmt: skip
+    assert again.tenant.bounds == tenant.bounds
     assert again.hash == ""
 
 

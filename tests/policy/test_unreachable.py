@@ -14,7 +14,6 @@ from policy.admission.evaluate import Evaluator
 from policy.rules.decision import Allow, Deny, Reason, Request
 from policy.rules.judgement import Figures, Plan, Tally
 from policy.rules.limits import UNLIMITED
-from policy.rules.requests import Bounds
 from policy.rules.tenants import Key, Tenant
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Seeds:
 def judged(models: Models, model: str, counters: Counters | None = None) -> Allow | Deny:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}]}).encode()
     request = Request("id", 1, "POST", "/api/chat", False, {"authorization": "Bearer k"}, body, True, "192.0.2.7")
-    evaluator = Evaluator(Keyring(), models, counters or Counters(), Seeds(), Bounds(), 1000)
+    evaluator = Evaluator(Keyring(), models, counters or Counters(), Seeds(), 1000)
     return asyncio.run(evaluator.check(request))
 
 

@@ -11,6 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from policy.rules.bounds import Bounds
 from policy.rules.decision import Deny, Reason
+from policy.rules.grant import Duty, Grant
+from policy.rules.subject import Subject
+from policy.rules.tenants import Key, Tenant
 from policy.rules.tiers import Tier
 from processor import envelopes as module
 from processor.background import in_background
@@ -27,6 +30,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROTECTION = Protection("linux", memory_locking=False, secure_zeroing=True, core_dump_prevention=True)
+
+
+def granted(bounds: Bounds) -> Grant:
+    """What policy hands on for a key of a tenant with these bounds."""
+    tenant = Tenant(id=7, name="t", allow_all_models=True, bounds=bounds)
+    subject = Subject.of(Key(id=3, prefix="nz_123456789", hash="", tenant=tenant), Tier.STANDARD, "192.0.2.1")
+    grant = Grant(
+        request_id="r", started_at=1, duty=Duty.ENVELOPE, endpoint="/e", model="", stream=False, tenant_id=7,
+        tenant="t", key_id=3, key_prefix="nz_123456789", epoch="", prompt_tokens=0, cap=0, subject=subject,
+    )  # fmt: skip
+    return Grant.from_json(grant.to_json())
+
+
+GRANT = granted(Bounds())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +79,6 @@ def made(directory: Path, generate: Callable[[], rsa.RSAPrivateKey], waiting: in
         PROTECTION,
         Nobody(),
         limits=Limits(package_bytes=100_000, threads=1, waiting=waiting),
-        bounds=Bounds(),
         looked=looked,
     )
 
@@ -83,11 +99,13 @@ def test_the_first_key_is_made_in_the_background(key: rsa.RSAPrivateKey, tmp_pat
             going.set()
             while not envelopes.ready:  # noqa: ASYNC110  # a property has no event
                 await asyncio.sleep(0.01)
-            found = await envelopes.open(seal(chat("x"), key.public_key()).bytes_)
+            found = await envelopes.open(seal(chat("x"), key.public_key()).bytes_, GRANT)
             assert isinstance(found, Inside)
             assert found.ask.model == "llama3.1:8b"
             assert b"llama3.1:8b" in found.opened.plaintext
             found.opened.wipe()
+            tight = await envelopes.open(seal(chat("x"), key.public_key()).bytes_, granted(Bounds(messages=0)))
+            assert tight == Refusal(Cause.PLAINTEXT), "the bounds are the tenant's own"
             task.cancel()
         envelopes.close()
 
@@ -106,12 +124,12 @@ def test_keys_that_cannot_be_read(key: rsa.RSAPrivateKey, tmp_path: Path, monkey
 
     async def run() -> None:
         envelopes = made(tmp_path, generate)
-        assert await envelopes.open(b"{}") == Deny(Reason.SERVER_KEY)
+        assert await envelopes.open(b"{}", GRANT) == Deny(Reason.SERVER_KEY)
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(envelopes.run())
             while not envelopes.ready:  # noqa: ASYNC110  # a property has no event
                 await asyncio.sleep(0.01)
-            assert isinstance(await envelopes.open(b"{}"), Refusal)
+            assert isinstance(await envelopes.open(b"{}", GRANT), Refusal)
             task.cancel()
         envelopes.close()
 
@@ -128,20 +146,20 @@ def test_the_line_is_short_and_who_leaves_leaves_nothing(key: rsa.RSAPrivateKey,
         await in_background(lambda: envelopes._keys.start(0))
         inner = envelopes._open
 
-        def slow(package: bytes) -> Inside | Refusal:
+        def slow(package: bytes, bounds: Bounds) -> Inside | Refusal:
             entered.set()
             going.wait(20)
-            found = inner(package)
+            found = inner(package, bounds)
             assert isinstance(found, Inside)
             opened.append(found)
             return found
 
         envelopes._open = slow  # type: ignore[method-assign]  # to hold it at a known place
         async with asyncio.TaskGroup() as tasks:
-            leaving = tasks.create_task(envelopes.open(package))
-            staying = tasks.create_task(envelopes.open(package))
+            leaving = tasks.create_task(envelopes.open(package, GRANT))
+            staying = tasks.create_task(envelopes.open(package, GRANT))
             await asyncio.to_thread(entered.wait, 20)
-            assert await envelopes.open(package) == Deny(Reason.ENVELOPES_WAIT)
+            assert await envelopes.open(package, GRANT) == Deny(Reason.ENVELOPES_WAIT)
             leaving.cancel()
             await asyncio.sleep(0)
             going.set()
@@ -151,7 +169,7 @@ def test_the_line_is_short_and_who_leaves_leaves_nothing(key: rsa.RSAPrivateKey,
         gone = next(one for one in opened if one is not found)
         assert not any(gone.opened.plaintext)
         assert not any(gone.opened.request_key)
-        assert await envelopes.open(b"x" * 100_001) == Refusal(Cause.TOO_LARGE)
+        assert await envelopes.open(b"x" * 100_001, GRANT) == Refusal(Cause.TOO_LARGE)
         envelopes.close()
 
     asyncio.run(run())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from policy.rules.bounds import Bounds
 from policy.rules.faults import DatabaseDown
 from policy.rules.limits import Limits
 from policy.rules.tenants import Key, Tenant
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
     from tests.postgresql import PostgreSQL
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
-ACME = Tenant(id=0, name="acme", models=frozenset({"llama3.1:8b", "mistral:7b"}), max_tokens=512, limits=Limits(rpm=60))
+BOUNDS = Bounds(tools=7, template_logic=True, operator_options=frozenset({"num_ctx"}), keep_alive_seconds=1.5)
+ACME = Tenant(
+    id=0,
+    name="acme",
+    models=frozenset({"llama3.1:8b", "mistral:7b"}),
+    max_tokens=512,
+    limits=Limits(rpm=60),
+    bounds=BOUNDS,
+)
 KEY = Key(
     id=0,
     prefix="nz_abcdefghi",
@@ -109,6 +118,7 @@ def test_what_is_saved_replaces_all_of_it(database: str) -> None:
                 models=frozenset({"phi4:latest", "mistral:7b"}),
                 max_tokens=None,
                 limits=Limits(tpm=9),
+                bounds=Bounds(),
             )
             changed = replace(
                 key,
@@ -163,6 +173,13 @@ def test_names_and_prefixes_are_taken_once(database: str) -> None:
         "INSERT INTO tenant (name, rpm) VALUES ('a', -1)",
         "INSERT INTO tenant (name, budget_total) VALUES ('a', 1000000000000001)",
         "INSERT INTO tenant (name, max_tokens) VALUES ('a', 0)",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '[]')""",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '{"tools": -1}')""",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '{"tools": "7"}')""",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '{"tools": null}')""",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '{"depth": 257}')""",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '{"template_logic": 1}')""",
+        """INSERT INTO tenant (name, bounds) VALUES ('a', '{"operator_options": "num_ctx"}')""",
         "UPDATE api_key SET prefix = 'nz_short'",
         "UPDATE api_key SET hash = 'plain'",
         "DELETE FROM tenant",
@@ -183,6 +200,7 @@ def test_the_schema_refuses(database: str, statement: str) -> None:
     ("statement", "notices"),
     [
         ("UPDATE tenant SET rpm = 5", ["tenant:1"]),
+        ("""UPDATE tenant SET bounds = '{"tools": 1}'""", ["tenant:1"]),
         ("UPDATE tenant SET id = DEFAULT WHERE false", []),
         ("INSERT INTO tenant (name) VALUES ('other')", ["tenant:2"]),
         ("INSERT INTO tenant_model VALUES (1, 'phi4:latest')", ["tenant:1"]),
