@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_BITE = 2 << 10  # bytes handed to zlib at once: it copies what stands behind the end of each member of a gzip file
 _PIECE = 64 << 10  # decompressed bytes in hand at once, however well the chunk was packed
 
 # zlib's window bits: 15 for the zlib format, 31 for gzip, -15 for a bare deflate stream.
@@ -36,12 +37,14 @@ class Inflater:
             wrapped = chunk[0] & 0x0F == 8 and (chunk[0] << 8 | chunk[1]) % 31 == 0
             self._stream = zlib.decompressobj(_ZLIB if wrapped else _BARE)
         try:
-            while chunk and not (self._stream.eof and not self._gzip):
-                if self._stream.eof:
-                    self._stream = zlib.decompressobj(_GZIP)  # a gzip file is one or more members
-                if piece := self._stream.decompress(chunk, _PIECE):
-                    yield piece
-                chunk = self._stream.unconsumed_tail or self._stream.unused_data
+            for start in range(0, len(chunk), _BITE):
+                bite = chunk[start : start + _BITE]
+                while bite and not (self._stream.eof and not self._gzip):
+                    if self._stream.eof:
+                        self._stream = zlib.decompressobj(_GZIP)  # a gzip file is one or more members
+                    if piece := self._stream.decompress(bite, _PIECE):
+                        yield piece
+                    bite = self._stream.unconsumed_tail or self._stream.unused_data
             # After a full piece zlib may hold more, though it has taken all of the input.
             while not self._stream.eof and (piece := self._stream.decompress(b"", _PIECE)):
                 yield piece

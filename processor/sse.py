@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import re
 
-_ASIDE = re.compile(rb":[^\n]*\n|\r?\n")
+_BLANK = re.compile(rb"\r?\n")
 _END = re.compile(rb"\n\r?\n")
 
 
 def boundary(data: bytes | bytearray, start: int, scan: int, *, whole: bool) -> int:
     """See `frames.Dialect.boundary`."""
-    if whole and (aside := _ASIDE.match(data, start)):
-        return aside.end()
+    if whole and data.startswith(b":", start):
+        # Not by a pattern from its start: a comment that comes byte by byte would be read anew with every byte.
+        end_of_line = data.find(b"\n", max(start, scan))
+        return end_of_line + 1 if end_of_line >= 0 else -1
+    if whole and (blank := _BLANK.match(data, start)):
+        return blank.end()
     end = _END.search(data, max(start, scan))
     return end.end() if end else -1
 

@@ -7,12 +7,14 @@ itself while no policy ran. Where the gateway can read the file too (`paddock up
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from policy.rules.events import Finished, local_reason
 from policy.rules.logs import redact
 
 _TEXT_MAX = 200
+_ID = re.compile(r"[0-9]{1,18}")
 
 
 def parse(line: bytes) -> Finished | None:
@@ -24,7 +26,7 @@ def parse(line: bytes) -> Finished | None:
         started_at = int(entry["started_us"])
         status = int(entry["status"])
         request_id = entry["request_id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     if not isinstance(request_id, str) or not request_id:
         return None
@@ -32,7 +34,7 @@ def parse(line: bytes) -> Finished | None:
     admitted = bool(entry.get("tenant")) and not entry.get("reason")
     refused = status >= 400 and not reached and not admitted
     found = entry.get("tenant_id")
-    tenant_id = int(found) if isinstance(found, str) and found.isdigit() else None
+    tenant_id = int(found) if isinstance(found, str) and _ID.fullmatch(found) else None
     address = _text(entry, "client")
     event = {
         "id": request_id,

@@ -77,7 +77,7 @@ class Grant:
             if "subject" in fields:
                 fields["subject"] = Subject.from_fields(fields["subject"])
             return cls(**fields)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, RecursionError) as error:
             raise ValueError("not a grant") from error
 
 

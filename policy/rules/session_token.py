@@ -162,7 +162,7 @@ def verify(token: str, keys: KeySet, now: float) -> tuple[Claims, SigningKey] | 
     # From here on the token is one that we wrote, perhaps as an older version: still, everything is looked at.
     try:
         claims = _claims(payload)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Reason.SESSION_INVALID
     if claims.issued_at > now + CLOCK_SKEW:
         return Reason.SESSION_INVALID
