@@ -13,7 +13,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
 from policy.rules.events import Finished, local_reason
-from policy.rules.logs import redact
+from policy.rules.logs import redact_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def _entry(entry: Any) -> Finished | None:
         "tn": text.get("tenant", ""),
         "kp": text.get("key_prefix", ""),
         "model": text.get("model", ""),
-        "ep": text.get("endpoint", "") or held.get("endpoint", "") or redact(request.path.partition("?")[0])[:200],
+        "ep": text.get("endpoint", "") or held.get("endpoint", "") or redact_path(request.path.partition("?")[0])[:200],
         "method": base_pb2.RequestMethod.Name(request.request_method),
         "addr": address,
         "st": status,

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from policy.rules.events import Finished, local_reason
-from policy.rules.logs import redact
+from policy.rules.logs import redact_path
 
 _TEXT_MAX = 200
 _ID = re.compile(r"[0-9]{1,18}")
@@ -43,7 +43,7 @@ def parse(line: bytes) -> Finished | None:
         "tn": _text(entry, "tenant"),
         "kp": _text(entry, "key_prefix"),
         "model": _text(entry, "model"),
-        "ep": _text(entry, "endpoint") or redact(_text(entry, "path")),
+        "ep": _text(entry, "endpoint") or redact_path(_text(entry, "path")),
         "method": _text(entry, "method"),
         "addr": address,
         "st": status,

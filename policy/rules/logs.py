@@ -26,6 +26,8 @@ _KEYS = re.compile(r"(nzp?_[0-9A-Za-z]{9})[0-9A-Za-z]+")
 _SCHEMES = re.compile(r"(?i)\b(bearer|basic)(\s+)(?!nzp?_)[A-Za-z0-9._~+/=-]{8,}")
 # A JSON Web Token stands where somebody put it: its header begins with {" in base64url.
 _TOKENS = re.compile(r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
+# In a path nothing that we or Ollama know is so long without a break: it may be anybody's key.
+_RUNS = re.compile(r"[0-9A-Za-z_]{24,}")
 _USERINFO = re.compile(r"(://[^\s/:@\"]*:)[^\s/@\"]+@")
 
 # What every LogRecord carries by itself; whatever else stands on one came through `extra`.
@@ -38,6 +40,11 @@ def redact(text: str) -> str:
     text = _SCHEMES.sub(r"\1\2…", text)
     text = _TOKENS.sub("eyJ…", text)
     return _USERINFO.sub(r"\1…@", text)
+
+
+def redact_path(path: str) -> str:
+    """A path as a client wrote it, without what may be a key of anybody's; Envoy's own log withholds such a path."""
+    return _RUNS.sub("…", redact(path))
 
 
 class JsonLines(logging.Formatter):

@@ -274,6 +274,32 @@ def test_the_log_has_one_line_a_request_and_no_secret(rig: Rig) -> None:
     assert prompt not in rig.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "shown"),
+    [
+        ("GET", "/v1/chat/completion", True),
+        ("GET", "/api/blobs/sha256-of-something", True),
+        ("GET", "/v1/models/hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M", True),
+        ("GET", "/nz_abcdefghi", True),  # a prefix is no secret
+        ("GET", f"/{SECRET}", False),
+        ("GET", f"/api/pull/{SECRET}", False),
+        ("GET", f"/v1/models/{SECRET}", False),
+        ("GET", f"/a;b={SECRET}", False),
+        ("GET", f"/api%2fpull/{SECRET}", False),
+        ("GET", "/nz%5Fabcdefghi0123456789", False),  # an encoded underscore is one
+        ("POST", f"/api/chat/{SECRET}", False),
+        ("GET", "/x/eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl", False),
+        ("GET", "/v1/sk-proj-0123456789abcdefghijklmnop", False),  # somebody else's
+        ("GET", "/" + "f" * 64, False),
+    ],
+)
+def test_a_path_that_may_hold_a_secret_is_withheld(rig: Rig, method: str, path: str, shown: bool) -> None:
+    response = rig.ask(path, method, "content-length: 0")
+    (line,) = until(lambda: _lines(rig, [response.headers["x-request-id"]]))
+    assert line["path"] == (path if shown else "(withheld)")
+    assert SECRET not in rig.log.read_text()
+
+
 def _lines(rig: Rig, wanted: list[str]) -> list[dict[str, Any]] | None:
     lines = {line["request_id"]: line for line in rig.access_log()}
     return [lines[one] for one in wanted] if set(wanted) <= set(lines) else None

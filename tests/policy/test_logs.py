@@ -10,6 +10,7 @@ import pytest
 
 from policy.rules import logs
 
+MODEL_PATH = "/v1/models/hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF"
 KEY = "nz_Ab3dEf9hi" + "0123456789abcdefghijklmnopqrstuv"
 
 
@@ -108,3 +109,16 @@ def test_the_configuration_writes_lines_and_keeps_libraries_quiet(monkeypatch: p
             logging.getLogger(name).setLevel(logging.NOTSET)
     lines = [json.loads(text) for text in written.getvalue().splitlines()]
     assert [(one["service"], one["event"], one["workers"]) for one in lines] == [("processor", "started", 2)]
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        (MODEL_PATH, MODEL_PATH),
+        (f"/api/pull/{KEY}", "/api/pull/nz_Ab3dEf9hi…"),
+        ("/v1/sk-proj-0123456789abcdefghijklmnop/chat", "/v1/sk-proj-…/chat"),
+        ("/" + "f" * 64, "/…"),
+    ],
+)
+def test_a_path_shows_nobodys_key(path: str, shown: str) -> None:
+    assert logs.redact_path(path) == shown
