@@ -47,8 +47,8 @@ setup: $(BIN)/.develops ## .venv with everything for development
 
 lock: ## the locks in requirements/, anew from pyproject.toml (needs uv; COOLDOWN='0 days' takes the newest)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }
-	$(COMPILE) pyproject.toml --extra local --group dev -o requirements/dev.lock
-	$(COMPILE) pyproject.toml -c requirements/dev.lock -o requirements/service.lock
+	$(COMPILE) pyproject.toml --extra local --extra tracing --group dev -o requirements/dev.lock
+	$(COMPILE) pyproject.toml --extra tracing -c requirements/dev.lock -o requirements/service.lock
 	printf 'hatchling\neditables\n' | $(COMPILE) pyproject.toml - --extra local -c requirements/dev.lock -o requirements/local.lock
 	printf 'nomyo\n' | $(COMPILE) - -o requirements/nomyo.lock
 

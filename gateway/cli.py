@@ -148,6 +148,12 @@ def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument(
         "--workers", type=_workers, default=1, metavar="N", help="processes of each service (default: %(default)s)"
     )
+    parser.add_argument(
+        "--otlp-endpoint",
+        type=_otlp,
+        metavar="HOST:PORT",
+        help="send traces to the OTLP/HTTP receiver of a collector (default: PADDOCK_OTLP_ENDPOINT, else none)",
+    )
     parser.add_argument("--restart", action="store_true", help="start a part again when it dies, instead of stopping")
 
 
@@ -161,6 +167,16 @@ def _port(text: str) -> int:
 
 def _workers(text: str) -> int:
     return _number(text, 1, 64)
+
+
+def _otlp(text: str) -> str:
+    from policy.rules.settings import otlp_url  # as above
+
+    try:
+        otlp_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("PADDOCK_OTLP_ENDPOINT ")) from error
+    return text
 
 
 def _upstream(text: str) -> str:

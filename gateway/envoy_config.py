@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gateway import envoy_tls
+from gateway import envoy_tls, envoy_tracing
 from gateway.envoy_envelopes import add_tiers, limit_envelopes
+from gateway.envoy_options import turned_on
 from gateway.envoy_upstreams import ollama_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gateway.envoy_tls import Certificate
@@ -98,14 +99,17 @@ def adapt(
     max_envelope_bytes: int | None = None,
     tier_upstreams: Mapping[str, Sequence[str]] | None = None,
     address_rate: Rate | None = None,
+    options: Collection[str] = (),
+    otlp: str = "",
 ) -> Config:
     """The shipped configuration with these addresses and this limit.
 
     `upstreams` are base URLs of Ollama hosts; `tier_upstreams` those of security tiers that have their own.
     `max_envelope_bytes` and `address_rate` replace the shipped size of an envelope and the shipped limit for each
-    client address. Raises ValueError on a URL that Envoy cannot be pointed at.
+    client address. `options` are turned on in either file; `otlp`, the URL of a collector's traces, turns tracing on.
+    Raises ValueError on a URL that Envoy cannot be pointed at.
     """
-    bootstrap = _load(shipped)
+    bootstrap = _load(shipped, [*options, "tracing"] if otlp else options)
     bootstrap["admin"]["address"] = admin.node()
     front = bootstrap["static_resources"]["listeners"][0]
     front["address"] = listen.node()
@@ -113,6 +117,8 @@ def adapt(
         _move(_cluster(bootstrap, name), addresses)
     _limit_bodies(front, max_request_body_bytes)
     limit_envelopes(_manager(front), max_envelope_bytes, plain=max_request_body_bytes, slack=_BUFFER_SLACK)
+    if otlp:
+        envoy_tracing.send_to(otlp, _manager(front), bootstrap["static_resources"]["clusters"])
     if address_rate is not None:
         _limit_addresses(front, address_rate)
     hosts = _load(clusters)
@@ -125,7 +131,7 @@ def adapt(
 
 def write(config: Config, directory: Path, certificate: Certificate | None = None) -> Path:
     """Put `envoy.yaml` and `clusters.yaml` into `directory`; the path of the first is what Envoy starts from. With a
-    certificate the listener speaks TLS, and `tls.yaml` names its files.
+    certificate `tls.yaml` names its files, for a listener with the option `tls`.
 
     Both arrive by rename: a running Envoy reads `clusters.yaml` again at that moment and never sees half a file.
     """
@@ -143,8 +149,9 @@ def write(config: Config, directory: Path, certificate: Certificate | None = Non
     return target
 
 
-def _load(path: Path) -> Node:
-    node = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  # a safe loader, in C
+def _load(path: Path, options: Collection[str] = ()) -> Node:
+    text = turned_on(path.read_text(encoding="utf-8"), options)
+    node = yaml.load(text, Loader=_LOADER)  # noqa: S506  # a safe loader, in C
     if not isinstance(node, dict):
         raise ValueError(f"{path}: not a YAML mapping")
     plain: Node = json.loads(json.dumps(node))  # no aliases: what changes in one route stays as it was in the next

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy's
 
-_DOWNSTREAM = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 _SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type, not a secret
 _NAME = "front"
 
@@ -50,17 +49,8 @@ class Certificate:
 
 
 def serve(listener: Node, secret_file: Path) -> None:
-    """Let the listener speak TLS 1.2 or later, HTTP/2 or HTTP/1.1, with what the secret file names."""
-    source = {"resource_api_version": "V3", "path_config_source": {"path": str(secret_file)}}
+    """Let a listener with the option `tls` take what this secret file names."""
     for chain in listener["filter_chains"]:
-        chain["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": _DOWNSTREAM,
-                "common_tls_context": {
-                    "alpn_protocols": ["h2", "http/1.1"],
-                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-                    "tls_certificate_sds_secret_configs": [{"name": _NAME, "sds_config": source}],
-                },
-            },
-        }
+        common = chain["transport_socket"]["typed_config"]["common_tls_context"]
+        for secret in common["tls_certificate_sds_secret_configs"]:
+            secret["sds_config"]["path_config_source"]["path"] = str(secret_file)

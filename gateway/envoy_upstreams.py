@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _RAW = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
 _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -39,7 +39,7 @@ def ollama_cluster(shipped: dict[str, Any], upstreams: Sequence[str]) -> dict[st
                         "auto_host_sni": True,
                         "auto_sni_san_validation": True,
                         "common_tls_context": {
-                            "validation_context": {"trusted_ca": {"filename": _CERTIFICATES}},
+                            "validation_context": {"trusted_ca": {"filename": CERTIFICATES}},
                         },
                     },
                 },

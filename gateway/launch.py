@@ -61,6 +61,7 @@ class Config:
     address_rate: int | None = None  # requests a second that Envoy takes from one address; None: as shipped
     environment: Mapping[str, str] = field(default_factory=dict)  # further settings of the services
     certificate: Certificate | None = None  # the front door speaks TLS
+    otlp_endpoint: str = ""  # Envoy and both services send their spans there
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ class Launch:
             "PADDOCK_DATABASE_URL": self.database_url,
             "PADDOCK_REDIS_URL": self.redis_url,
             "PADDOCK_UPSTREAMS": ",".join(urls),
+            "PADDOCK_OTLP_ENDPOINT": self._otlp_endpoint(),
         }
 
     def _services(self, environment: Mapping[str, str]) -> list[Part]:
@@ -229,6 +231,7 @@ class Launch:
     def _envoy_config(self, port: Port, urls: tuple[str, ...]) -> Path:
         from gateway import envoy_config  # YAML takes its time: read while the stores start
         from gateway.envoy_config import Address
+        from policy.rules.settings import otlp_url
         from policy.rules.tiers import parse_upstreams
 
         def sockets(listener: str) -> list[Address]:
@@ -250,9 +253,14 @@ class Launch:
             tier_upstreams={
                 tier.value: urls for tier, urls in parse_upstreams(self._set("PADDOCK_TIER_UPSTREAMS")).items()
             },
+            options=() if self._config.certificate is None else ("tls",),
+            otlp=otlp_url(self._otlp_endpoint()) if self._otlp_endpoint() else "",
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
         )
         return envoy_config.write(config, self._home.path / "envoy", self._config.certificate)
+
+    def _otlp_endpoint(self) -> str:
+        return self._config.otlp_endpoint or self._set("PADDOCK_OTLP_ENDPOINT")
 
     def _set(self, name: str) -> str:
         return {**os.environ, **self._config.environment}.get(name, "")

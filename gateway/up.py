@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -74,11 +75,19 @@ def _config(args: argparse.Namespace, urls: tuple[str, ...], *, demo: bool = Fal
         port=args.port,
         workers=args.workers,
         address_rate=args.address_rate,
+        otlp_endpoint=_otlp_endpoint(args),
         demo=demo,
         database_url=os.environ.get("PADDOCK_DATABASE_URL") or None,
         redis_url=os.environ.get("PADDOCK_REDIS_URL") or None,
         on_death=OnDeath.RESTART if args.restart else OnDeath.STOP,
     )
+
+
+def _otlp_endpoint(args: argparse.Namespace) -> str:
+    endpoint: str = args.otlp_endpoint or os.environ.get("PADDOCK_OTLP_ENDPOINT", "")
+    if endpoint and find_spec("opentelemetry.sdk") is None:  # of a namespace that other packages share
+        raise Failure("traces need opentelemetry-sdk", do="Install it: pip install 'paddock[tracing]'")
+    return endpoint
 
 
 def _run_until_stopped(config: Config, when_ready: Callable[[Ready], Awaitable[None]]) -> int:

@@ -44,6 +44,7 @@ from policy.edge.listening import listen
 from policy.edge.metrics import Metrics
 from policy.edge.readiness import Readiness
 from policy.edge.server import AccessLog, Authorization, handlers
+from policy.edge.traced import tracing_to
 from policy.rules import logs
 from policy.rules.faults import DatabaseDown
 from policy.rules.session_token import Secret
@@ -77,12 +78,17 @@ async def serve(settings: PolicySettings) -> None:
     database = settings.database_url.get_secret_value()
     pages = http_server.bind(listen_address(settings.policy_http_listen))
     metrics = Metrics()
+    observe = metrics.store_called
     async with AsyncExitStack() as stack:
+        tracing = tracing_to(settings.otlp_endpoint, "paddock-policy")
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+            observe = tracing.observe(observe)
         hashing = stack.enter_context(Hashing(observer=metrics))
         postgres = await stack.enter_async_context(Postgres.open(database))
         store = await redis.open_store(settings.redis_url.get_secret_value(), epoch=secrets.token_hex(8))
         stack.push_async_callback(store.close)
-        counters = TimedCounters(store, metrics.store_called)
+        counters = TimedCounters(store, observe)
         tables = LedgerTables(database)
         stack.push_async_callback(tables.close)
 
@@ -90,7 +96,7 @@ async def serve(settings: PolicySettings) -> None:
             async with postgres.connection() as connection:
                 return await seeds(connection, tenant_id, key_id, datetime.now(UTC).date())
 
-        read_seeds_timed = timed(metrics.store_called, "postgresql", "read_seeds", read_seeds)
+        read_seeds_timed = timed(observe, "postgresql", "read_seeds", read_seeds)
 
         async def database_answers() -> bool:
             return keyring.up and migrated.is_set()
@@ -100,9 +106,9 @@ async def serve(settings: PolicySettings) -> None:
             interval=settings.discovery_interval_seconds,
             observe=metrics.upstream_polled,
         )
-        keyring = Keyring(TimedKeys(postgres, metrics.store_called), hashing)
+        keyring = Keyring(TimedKeys(postgres, observe), hashing)
         ledger = Ledger(
-            counters, TimedRows(tables, metrics.store_called), retention_days=settings.retention_days,
+            counters, TimedRows(tables, observe), retention_days=settings.retention_days,
             kept=redis.REFUSALS_KEPT, observer=metrics,
         )  # fmt: skip
         journal = Journal(counters)
@@ -133,10 +139,12 @@ async def serve(settings: PolicySettings) -> None:
                 ("grpc.max_receive_message_length", settings.grpc_message_bytes),
                 ("grpc.max_send_message_length", settings.grpc_message_bytes),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
+            interceptors=[tracing.interceptor()] if tracing else None,
         )
         gate = Gate(evaluator, sessions)
-        server.add_generic_rpc_handlers(handlers(Authorization(gate, metrics), finished))
+        decisions = tracing.decisions(metrics) if tracing else metrics
+        server.add_generic_rpc_handlers(handlers(Authorization(gate, decisions), finished))
 
         async def keep_ledger() -> None:
             await _migrate(database)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
 from policy.edge.listening import listen
+from policy.edge.traced import tracing_to
 from policy.rules import logs
 from policy.rules.decision import Deny, Reason
 from policy.rules.faults import StoreDown
@@ -31,6 +32,7 @@ from policy.stores.timed import TimedCounters
 from processor import memory
 from processor.edge import metrics
 from processor.edge.server import ExternalProcessor, handler
+from processor.edge.tracing import TracedCounters, TracedExchanges
 from processor.envelopes import Envelopes, Limits
 from processor.replays import Replays
 from processor.server_key_files import ServerKeyError
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from policy.rules.settlement import Known
+    from policy.stores.timed import Observe
 
 log = logging.getLogger("processor")
 
@@ -57,8 +60,11 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     counters = await redis.open_store(settings.redis_url.get_secret_value(), epoch=secrets.token_hex(8))
     observer = metrics.Metrics()
+    tracing = tracing_to(settings.otlp_endpoint, "paddock-processor")
+    observe = tracing.observe(observer.store_called) if tracing else observer.store_called
+    timed = TimedCounters(counters, observe)
     settling = Settling(
-        TimedCounters(counters, observer.store_called),
+        TracedCounters(timed, tracing) if tracing else timed,
         patience=settings.settle_patience_seconds,
         observe=observer.settled,
     )
@@ -67,11 +73,13 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
             ("grpc.max_receive_message_length", settings.grpc_message_bytes),
             ("grpc.max_send_message_length", settings.grpc_message_bytes),
             ("grpc.so_reuseport", 0),
-        ]
+        ],
+        interceptors=[tracing.interceptor()] if tracing else None,
     )
-    sealing = _sealing(settings, counters, observer, protection) if settings.server_key_dir else None
+    sealing = _sealing(settings, counters, observer, protection, observe) if settings.server_key_dir else None
+    exchanges = TracedExchanges(observer, tracing) if tracing else observer
     envelopes = None if sealing is None else sealing.envelopes
-    server.add_generic_rpc_handlers((handler(ExternalProcessor(settling, observer, envelopes)),))
+    server.add_generic_rpc_handlers((handler(ExternalProcessor(settling, exchanges, envelopes)),))
     if settings.processor_metrics_listen:
         metrics.serve(settings.processor_metrics_listen)
     try:
@@ -97,6 +105,8 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
         if envelopes is not None:
             envelopes.close()
         await counters.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 class _NoKeys:
@@ -126,7 +136,11 @@ class _Sealing:
 
 
 def _sealing(
-    settings: ProcessorSettings, store: redis.RedisStore, observer: metrics.Metrics, protection: memory.Protection
+    settings: ProcessorSettings,
+    store: redis.RedisStore,
+    observer: metrics.Metrics,
+    protection: memory.Protection,
+    observe: Observe,
 ) -> _Sealing:
     """ServerKeyError or ValueError where a setting is wrong."""
     secret = settings.server_key_passphrase
@@ -138,7 +152,7 @@ def _sealing(
     found = {
         urls: Discovery(urls, interval=settings.discovery_interval_seconds) for urls in {usual, *own.values()}
     }  # a tier sees the models of its own machines alone
-    counters = TimedCounters(store, observer.store_called)
+    counters = TimedCounters(store, observe)
     judges = {
         tier: Evaluator(_NoKeys(), found[own.get(tier, usual)], counters, _NoSeeds(), settings.default_max_tokens)
         for tier in Tier

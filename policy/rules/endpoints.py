@@ -93,6 +93,8 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
     }
 )
 
+PATHS = frozenset(endpoint.path for endpoint in ENDPOINTS.values())
+
 _MODEL_PREFIX = "/v1/models/"
 _PATH_TEXT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+")  # RFC 3986, pchar and "/"
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")

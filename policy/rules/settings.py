@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -102,6 +103,11 @@ class SharedSettings(BaseSettings):
         description="Whether encrypted requests are taken where there is a directory of keys. Off: they are answered "
         "with 404, and the key is served all the same.",
     )
+    otlp_endpoint: str = Field(
+        default="",
+        description="Where spans go: the OTLP/HTTP receiver of an OpenTelemetry collector, host:port (4318 as a rule) "
+        "or https://host:port. Empty: no traces, and nothing is spent on them. Envoy has its own word for it.",
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     drain_seconds: float = Field(
         default=0.0,
@@ -132,6 +138,8 @@ class SharedSettings(BaseSettings):
     def _whole(self) -> Self:
         """Half of the TLS files is a mistake to be told at the start."""
         _ = self.tls
+        if self.otlp_endpoint:
+            otlp_url(self.otlp_endpoint)
         return self
 
     @property
@@ -150,6 +158,18 @@ class SharedSettings(BaseSettings):
         """Largest gRPC message: a body and what stands around it. grpcio's own default (4 MiB) would be a 500; an
         answer that Envoy buffers for processor may have 16 MiB, whatever a request may have."""
         return max(16 * 1024 * 1024, self.max_request_body_bytes) + 1024 * 1024
+
+
+def otlp_url(endpoint: str) -> str:
+    """`host:port` or a base URL, as the URL that takes traces. ValueError on another form."""
+    parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError("PADDOCK_OTLP_ENDPOINT is host:port, or https://host:port, of an OTLP/HTTP receiver")
+    if parts.username is not None or parts.fragment:
+        raise ValueError("PADDOCK_OTLP_ENDPOINT holds no user and no password")
+    return f"{parts.scheme}://{parts.hostname if ':' not in parts.hostname else f'[{parts.hostname}]'}" + (
+        f":{parts.port or 4318}/v1/traces"
+    )
 
 
 def listen_address(listen: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
 import re
 import signal
@@ -102,21 +101,12 @@ class Parts:
             processor=addresses["processor"],
             upstreams=[gateway.upstream.url],
             max_request_body_bytes=262144,
+            options=["mtls"],
         ).folded()
         place(directory, "envoy.yaml", block("cluster-certificate", directory))
         place(directory, "services.yaml", block("cluster-authority", directory))
-        for cluster in config["static_resources"]["clusters"]:
-            if cluster["name"] in ("policy", "policy_http", "processor"):
-                mutual = copy.deepcopy(block("cluster", directory)["transport_socket"])
-                common = mutual["typed_config"]["common_tls_context"]
-                if cluster["name"] == "policy_http":
-                    common["alpn_protocols"] = ["http/1.1"]
-                if cluster["name"] == "processor":
-                    mutual["typed_config"]["sni"] = "processor"
-                    names = common["combined_validation_context"]["default_validation_context"]
-                    names["match_typed_subject_alt_names"][0]["matcher"]["exact"] = "processor"
-                cluster["transport_socket"] = mutual
-        return place(directory, "bootstrap.yaml", config)
+        text = yaml.safe_dump(config).replace("/etc/envoy/tls", str(directory))
+        return place(directory, "bootstrap.yaml", yaml.safe_load(text))
 
     def _start(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         with log.open("wb") as file:
@@ -199,20 +189,6 @@ def test_half_of_the_settings_is_refused(parts: Parts) -> None:
     done = subprocess.run([sys.executable, "-m", "policy"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "set together or not at all" in done.stderr
-
-
-def test_the_shipped_listener_with_the_pages_block(tmp_path: Path) -> None:
-    """It passes `paddock check` and Envoy's own validation."""
-    from gateway import cli
-
-    authority = Authority(tmp_path)
-    chain, key = authority.issue("front")
-    os.replace(chain, tmp_path / "fullchain.pem")
-    os.replace(key, tmp_path / "key.pem")
-    config = yaml.safe_load((SHIPPED / "envoy.yaml").read_text(encoding="utf-8"))
-    config["static_resources"]["listeners"][0]["filter_chains"][0].update(block("front", tmp_path))
-    place(tmp_path, "front.yaml", block("front-secret", tmp_path))
-    assert cli.main(["check", str(place(tmp_path, "envoy.yaml", yaml.safe_load(yaml.safe_dump(config))))]) == 0
 
 
 def test_an_upstream_gets_its_own_key(tmp_path: Path) -> None:
