@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
-    from policy.stores.timed import Observe
 
 FLUSH_MILLIS = 1000
 KEPT_MAX = 10_000  # exchanges whose settlement is still to come; past them a settlement has no span
@@ -47,6 +46,12 @@ class Decisions(Protocol):
 
     def decided(self, endpoint: str, reason: str, seconds: float) -> None: ...
     def signalled(self, signal: str) -> None: ...
+
+
+class Observe(Protocol):
+    """Hears of the end of a call to a store; `seconds` is what it took."""
+
+    def __call__(self, store: str, operation: str, seconds: float, *, failed: bool = False) -> None: ...
 
 
 class Tracing:
