@@ -1,0 +1,904 @@
+-- Reads what an answer used while Envoy passes it on, and edits it where it must.
+--
+-- A meter is made for each answer, by its endpoint and content type, and is fed the body chunk by chunk. It says nil
+-- for a chunk that passes as it is, which is nearly every chunk, or the bytes to send instead. It can tell at any
+-- moment what was used so far, so that an answer that ends early is charged for what it was. It edits four things: an
+-- upstream's error becomes one in our words (its text names files and models), a usage that the client did not ask
+-- for is taken out, an answer that passes its cap is ended in the manner of its dialect, and an event stream that
+-- breaks off ends in an error event.
+--
+-- This is the meter of processor/usage.py once more, here to save a stream a hop to another process for each chunk. The
+-- two must agree to the byte (tests/envoy/test_meter_lua.py); the modules of the same names (frames, ndjson, chunks,
+-- document, tally, sse) give the reasons for what both do. What is written here is why Lua does it in another way.
+--
+-- Envoy runs this in LuaJIT, on the thread that carries the traffic: nothing waits, nothing raises on what an upstream
+-- says, and an ordinary chunk costs a few searches for fixed strings, which LuaJIT compiles, and no new string.
+
+local byte, char, find, format, gsub = string.byte, string.char, string.find, string.format, string.gsub
+local lower, match, sub, concat = string.lower, string.match, string.sub, table.concat
+
+local LONGEST = 1048576 -- a longer frame is not kept: it passes, and its tail is read for the counts that close it
+local WHOLE = 65536 -- of a longer document, too, only the tail is read
+local TAIL = 8192
+local SIGNS = 4096 -- a frame that does not show in its first bytes that it is content has to wait for its end
+local TAINT = '"error"' -- what has this key is an error until it is parsed
+local LARGEST = 9007199254740992 -- 2^53: no count of anything real, and the last whole number that all readers hold
+local DEEPEST = 900 -- nested deeper, JSON is not read: about where Python's reader gives up
+local LONGEST_NUMBER = 4300 -- digits of a whole number that Python's reader refuses beyond
+local QUOTE, BACKSLASH, COLON, COMMA, LF, CR = 34, 92, 58, 44, 10, 13
+
+-- JSON --------------------------------------------------------------------------------------------------------------
+-- An object is a table of its members that has their names, in order, at 1, 2, …; an array has ARRAY at 0. A whole
+-- number that may be a count is a Lua number; any other is {[0] = NUMBER, text = as it was written}. Broken UTF-8 in
+-- a text is left as it is, and does not hide the counts beside it.
+
+local NULL, ARRAY, NUMBER = {}, {}, {}
+local ESCAPES = {
+  [34] = '"', [92] = "\\", [47] = "/", [98] = "\b", [102] = "\f", [110] = "\n", [114] = "\r", [116] = "\t",
+}
+local WORDS = {
+  { "true", true }, { "false", false }, { "null", NULL }, { "NaN", { [0] = NUMBER, text = "NaN" } },
+  { "Infinity", { [0] = NUMBER, text = "Infinity" } }, { "-Infinity", { [0] = NUMBER, text = "-Infinity" } },
+}
+
+local function utf8(point) -- half a surrogate pair too, as three bytes, so that it can be written as it was
+  if point < 128 then return char(point) end
+  if point < 2048 then return char(192 + (point - point % 64) / 64, 128 + point % 64) end
+  local low, middle = point % 64, (point - point % 64) / 64 % 64
+  if point < 65536 then return char(224 + (point - point % 4096) / 4096, 128 + middle, 128 + low) end
+  local high = (point - point % 4096) / 4096 % 64
+  return char(240 + (point - point % 262144) / 262144, 128 + high, 128 + middle, 128 + low)
+end
+
+local function skip(text, at) -- to what is no white space
+  local first = byte(text, at)
+  if first and first > 32 then return at end
+  return find(text, "[^ \t\n\r]", at) or #text + 1
+end
+
+-- Each decoder returns the value and where the text goes on after it; where there is no value, nothing.
+local decode
+
+local function decode_escape(text, at)
+  local plain = ESCAPES[byte(text, at)]
+  if plain then return plain, at + 1 end
+  local digits = match(text, "^u(%x%x%x%x)", at)
+  if not digits then return end
+  local point = tonumber(digits, 16)
+  if point >= 0xD800 and point < 0xDC00 then
+    local second = match(text, "^\\u([dD][c-fC-F]%x%x)", at + 5)
+    if second then return utf8(0x10000 + (point - 0xD800) * 1024 + tonumber(second, 16) - 0xDC00), at + 11 end
+  end
+  return utf8(point), at + 5
+end
+
+local function decode_string(text, at)
+  local from, parts = at, nil
+  while true do
+    local stop = find(text, '[%z\1-\31"\\]', at)
+    local what = stop and byte(text, stop)
+    if what == QUOTE then
+      local last = sub(text, from, stop - 1)
+      return parts and concat(parts) .. last or last, stop + 1
+    end
+    if what ~= BACKSLASH then return end
+    parts = parts or {}
+    parts[#parts + 1] = sub(text, from, stop - 1)
+    parts[#parts + 1], at = decode_escape(text, stop + 1)
+    if not at then return end
+    from = at
+  end
+end
+
+local function decode_number(text, at)
+  local start, negative = at, byte(text, at) == 45
+  if negative then at = at + 1 end
+  local first, digit = at, byte(text, at)
+  if not digit or digit < 48 or digit > 57 then return end
+  local value = digit - 48
+  at = at + 1
+  digit = byte(text, at)
+  if value > 0 then
+    while digit and digit >= 48 and digit <= 57 do
+      value, at = value * 10 + (digit - 48), at + 1
+      digit = byte(text, at)
+    end
+  end
+  local length = at - first
+  if digit == 46 or digit == 69 or digit == 101 then
+    local _, stop = find(text, "^%.%d+", at)
+    local _, last = find(text, "^[eE][+-]?%d+", (stop or at - 1) + 1)
+    stop = last or stop
+    if stop then return { [0] = NUMBER, text = sub(text, start, stop) }, stop + 1 end
+  end
+  if length > LONGEST_NUMBER then return end
+  -- From 2^53 on the sum above is rounded.
+  if value >= LARGEST and (negative or sub(text, first, at - 1) ~= "9007199254740992") then
+    return { [0] = NUMBER, text = sub(text, start, at - 1) }, at
+  end
+  return (negative and value > 0) and -value or value, at
+end
+
+local function decode_members(text, at, depth)
+  local object, count, key, value = {}, 0, nil, nil
+  at = skip(text, at)
+  if byte(text, at) == 125 then return object, at + 1 end
+  while byte(text, at) == QUOTE do
+    key, at = decode_string(text, at + 1)
+    at = at and skip(text, at)
+    if not at or byte(text, at) ~= COLON then return end
+    value, at = decode(text, skip(text, at + 1), depth)
+    if not at then return end
+    if object[key] == nil then
+      count = count + 1
+      object[count] = key
+    end
+    object[key] = value
+    at = skip(text, at)
+    local what = byte(text, at)
+    if what == 125 then return object, at + 1 end
+    if what ~= COMMA then return end
+    at = skip(text, at + 1)
+  end
+end
+
+local function decode_elements(text, at, depth)
+  local array, count, value = { [0] = ARRAY }, 0, nil
+  at = skip(text, at)
+  if byte(text, at) == 93 then return array, at + 1 end
+  while true do
+    value, at = decode(text, at, depth)
+    if not at then return end
+    count = count + 1
+    array[count] = value
+    at = skip(text, at)
+    local what = byte(text, at)
+    if what == 93 then return array, at + 1 end
+    if what ~= COMMA then return end
+    at = skip(text, at + 1)
+  end
+end
+
+function decode(text, at, depth)
+  local first = byte(text, at)
+  if first == QUOTE then return decode_string(text, at + 1) end
+  if first == 123 or first == 91 then
+    if depth >= DEEPEST then return end
+    if first == 123 then return decode_members(text, at + 1, depth + 1) end
+    return decode_elements(text, at + 1, depth + 1)
+  end
+  local value, stop = decode_number(text, at)
+  if stop then return value, stop end
+  for _, word in ipairs(WORDS) do
+    if sub(text, at, at + #word[1] - 1) == word[1] then return word[2], at + #word[1] end
+  end
+end
+
+local function is_object(value) return type(value) == "table" and value ~= NULL and value[0] == nil end
+
+local function is_array(value) return type(value) == "table" and value[0] == ARRAY end
+
+local function parse(text) -- the object that `text` is, or nil
+  local value, stop = decode(text, skip(text, 1), 0)
+  if stop and skip(text, stop) > #text and is_object(value) then return value end
+end
+
+local function given(value) return value ~= nil and value ~= NULL end
+
+local function truthy(value) -- as Python has it
+  if not value or value == NULL or value == "" or value == 0 then return false end
+  if type(value) ~= "table" then return true end
+  if value[0] == NUMBER then return tonumber(value.text) ~= 0 end
+  return value[1] ~= nil
+end
+
+local function count(value) -- `value` if it is a count: a whole number, not negative, of a believable size
+  return type(value) == "number" and value >= 0 and value or nil
+end
+
+-- Invalid UTF-8 as Python's "replace" has it: U+FFFD for each longest beginning of a character (Unicode, section 3.9).
+local function repaired(text)
+  local at = find(text, "[\128-\255]")
+  if not at then return text end
+  local parts, from = {}, 1
+  while at do
+    local lead, lowest, highest = byte(text, at), 128, 191
+    local more = (lead >= 194 and lead <= 223) and 1 or (lead >= 224 and lead <= 239) and 2
+      or (lead >= 240 and lead <= 244) and 3 or 0
+    if lead == 224 then lowest = 160 elseif lead == 237 then highest = 159 end
+    if lead == 240 then lowest = 144 elseif lead == 244 then highest = 143 end
+    local stop, sound = at, more > 0
+    while sound and stop < at + more do
+      local next_byte = byte(text, stop + 1)
+      sound = next_byte ~= nil and next_byte >= lowest and next_byte <= highest
+      if sound then stop = stop + 1 end
+      lowest, highest = 128, 191
+    end
+    if not sound then
+      parts[#parts + 1] = sub(text, from, at - 1) .. "\239\191\189"
+      from = stop + 1
+    end
+    at = find(text, "[\128-\255]", stop + 1)
+  end
+  return concat(parts) .. sub(text, from)
+end
+
+-- The encoder writes what Python's json.dumps does, for the few members of an answer that its end repeats.
+local SHORT = {
+  ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t",
+}
+
+local function escaped(character) return SHORT[character] or format("\\u%04x", byte(character)) end
+
+local function escaped_sequence(sequence)
+  local lead, second, third, fourth = byte(sequence, 1, 4)
+  if lead < 224 then return format("\\u%04x", (lead - 192) * 64 + second - 128) end
+  if lead < 240 then return format("\\u%04x", (lead - 224) * 4096 + (second - 128) * 64 + third - 128) end
+  local point = (lead - 240) * 262144 + (second - 128) * 4096 + (third - 128) * 64 + fourth - 128 - 0x10000
+  return format("\\u%04x\\u%04x", 0xD800 + (point - point % 1024) / 1024, 0xDC00 + point % 1024)
+end
+
+local function encode_string(text)
+  text = gsub(text, '[%z\1-\31"\\\127]', escaped)
+  return '"' .. gsub(text, "[\194-\244][\128-\191]+", escaped_sequence) .. '"'
+end
+
+local function encode_number(text)
+  if not find(text, "[.eEI]") or text == "NaN" then return text end
+  local value, digits = tonumber(text), nil
+  if find(text, "I") or value == 1 / 0 or value == -1 / 0 then
+    return byte(text) == 45 and "-Infinity" or "Infinity"
+  end
+  for places = 0, 16 do -- the fewest that are this number
+    digits = format("%." .. places .. "e", value)
+    if tonumber(digits) == value then break end
+  end
+  local sign, head, rest, exponent = match(digits, "^(-?)(%d)%.?(%d*)e([+-]%d+)$")
+  exponent = tonumber(exponent)
+  if exponent < -4 or exponent >= 16 then
+    local power = format("e%s%02d", exponent < 0 and "-" or "+", math.abs(exponent))
+    return sign .. head .. (rest ~= "" and "." .. rest or "") .. power
+  end
+  if exponent < 0 then return sign .. "0." .. ("0"):rep(-exponent - 1) .. head .. rest end
+  rest = rest .. ("0"):rep(exponent - #rest)
+  local behind = sub(rest, exponent + 1)
+  return sign .. head .. sub(rest, 1, exponent) .. "." .. (behind ~= "" and behind or "0")
+end
+
+local function encode(value)
+  if value == NULL then return "null" end
+  if type(value) == "string" then return encode_string(value) end
+  if type(value) == "number" then return format("%.0f", value) end
+  if type(value) == "boolean" then return tostring(value) end
+  if value[0] == NUMBER then return encode_number(value.text) end
+  local parts = {}
+  for index, item in ipairs(value) do
+    parts[index] = value[0] == ARRAY and encode(item) or encode_string(item) .. ":" .. encode(value[item])
+  end
+  return value[0] == ARRAY and "[" .. concat(parts, ",") .. "]" or "{" .. concat(parts, ",") .. "}"
+end
+
+local function members(object, names) -- those of these that there are, as the beginning of an object
+  local parts = {}
+  for _, name in ipairs(names) do
+    if object[name] ~= nil then parts[#parts + 1] = '"' .. name .. '":' .. encode(object[name]) .. "," end
+  end
+  return "{" .. concat(parts)
+end
+
+-- What one answer used ----------------------------------------------------------------------------------------------
+-- The meter itself holds the tally. What the upstream reported is exact; content chunks that passed are an estimate.
+
+local function empty_tally()
+  return {
+    deltas = 0, spare = 0, -- `spare`: deltas that may be half a token and do not count against the cap
+    load = 0, prompt_eval = 0, eval = 0, total = 0, finished = false, failed = false, readable = true,
+  }
+end
+
+local function report(tally, prompt, completion) -- zero for an answer that had content is no count
+  tally.prompt = prompt
+  tally.completion = (completion ~= 0 or tally.deltas == 0) and completion or nil
+end
+
+local function read_durations(tally, final)
+  tally.load, tally.total = count(final.load_duration) or 0, count(final.total_duration) or 0
+end
+
+local function read_final(tally, final) -- the final object of /api/chat or /api/generate; Go leaves out a zero
+  tally.finished = true
+  local prompt, completion = final.prompt_eval_count, final.eval_count
+  if not given(prompt) and (given(completion) or tally.deltas == 0) then prompt = 0 end
+  if not given(completion) then completion = 0 end
+  report(tally, count(prompt), count(completion))
+  read_durations(tally, final)
+  tally.prompt_eval, tally.eval = count(final.prompt_eval_duration) or 0, count(final.eval_duration) or 0
+end
+
+local function read_usage(tally, usage)
+  report(tally, count(usage.prompt_tokens), count(usage.completion_tokens))
+end
+
+local function usage_of(tally)
+  return {
+    prompt = tally.prompt, completion = tally.completion or tally.deltas,
+    exact = tally.prompt ~= nil and tally.completion ~= nil, deltas = tally.deltas,
+    load = tally.load, prompt_eval = tally.prompt_eval, eval = tally.eval, total = tally.total,
+    finished = tally.finished, failed = tally.failed, readable = tally.readable,
+  }
+end
+
+local function trailing_counts(tail) -- the plain numbers that close the object of which `tail` is the end, or nil
+  local stop = #tail
+  while stop > 0 and find(char(byte(tail, stop)), "%s") do stop = stop - 1 end
+  if byte(tail, stop) ~= 125 then return end
+  local start = stop
+  while true do
+    local at = start - 1
+    while (byte(tail, at) or 0) >= 48 and byte(tail, at) <= 57 do at = at - 1 end
+    local digits = start - 1 - at
+    if digits < 1 or digits > 18 or sub(tail, at - 1, at) ~= '":' then break end
+    local name = at - 2
+    while byte(tail, name) == 95 or ((byte(tail, name) or 0) >= 97 and byte(tail, name) <= 122) do name = name - 1 end
+    if name == at - 2 or name < 2 or sub(tail, name - 1, name) ~= ',"' then break end
+    start = name - 1
+  end
+  return start < stop and parse("{" .. sub(tail, start + 1, stop)) or nil
+end
+
+local function trailing_usage(tail) -- the last one: tools that the client named may come before it
+  local last, at = nil, find(tail, '"usage":{', 1, true)
+  while at do
+    last, at = at, find(tail, '"usage":{', at + 1, true)
+  end
+  local usage = last and decode(tail, last + 8, 0)
+  return usage and usage[1] and usage or nil
+end
+
+-- What has arrived and is not read yet. A string that grew with each chunk would be copied with each: like lengths are
+-- joined, so that every byte is copied a few times and a flood of single bytes takes few strings.
+
+local function add(held, piece)
+  local last = #held
+  while last > 0 and #held[last] <= #piece do
+    piece = held[last] .. piece
+    held[last] = nil
+    last = last - 1
+  end
+  held[last + 1] = piece
+end
+
+-- A streamed answer as a row of frames ------------------------------------------------------------------------------
+-- See processor/frames.py. A judgement is PLAIN or DELTA (content: it counts, and may be where the cap cuts), and
+-- what the client gets in the frame's place if not the frame itself. A dialect adds: glance, boundary, resumed,
+-- opened, judge, judge_tail, fault, ending, closing and its terminator.
+
+local PLAIN, DELTA = 1, 2
+local Stream = {}
+
+function Stream:fresh() -- a new frame begins
+  self.held, self.length = {}, 0 -- the frame that has not ended yet
+  self.first, self.last = nil, "" -- its first byte, its last seven
+  self.head = "" -- its first bytes, until they show that it is content
+  self.gone = 0 -- bytes of it that the client already has
+  self.open, self.tainted = false, false -- it is content; it has a key that errors have
+  self.long, self.doomed = false, false -- only its tail is kept; and it is taken for an error, so nothing of it passes
+end
+
+function Stream:feed(chunk, final)
+  if self.cut then return chunk ~= "" and "" or nil end
+  if self.length == 0 and not final then
+    local judgement, instead = self:glance(chunk)
+    if judgement == PLAIN then return nil end
+    if judgement == DELTA and self.deltas < self.cap + self.spare then
+      self.deltas = self.deltas + 1
+      return instead
+    end
+  end
+  return self:walk(chunk, final)
+end
+
+
+-- Judges every frame that ends in this chunk. A frame that passes as it is stays where it is, in the part of the chunk
+-- from `kept` on; what comes in the place of another goes into `out`, after the part before it.
+function Stream:walk(chunk, final)
+  local out, kept, start, broken = {}, 1, 1, false
+  local stop
+  if self.length > 0 then stop = self:resumed(chunk) else stop = self.boundary(chunk, 1) end
+  while stop or (start <= #chunk or final and self.length > 0) and not self.cut do
+    local frame = sub(chunk, start, stop or #chunk)
+    local before = not stop and final and sub(concat(self.held), 1, self.gone) or ""
+    local passes
+    if not (stop or final) then
+      passes = self:keep(frame)
+    elseif self.length > 0 then
+      passes = self:settle(frame)
+    else
+      passes = self:pass(frame, 0)
+    end
+    if not stop and final then
+      local seen = passes ~= "" and passes or before
+      broken = seen ~= "" and sub(seen, -#self.terminator) ~= self.terminator
+    end
+    if passes ~= frame then
+      out[#out + 1] = sub(chunk, kept, start - 1)
+      out[#out + 1] = passes
+      kept = start + #frame
+    end
+    start = start + #frame
+    if self.cut or not stop then break end
+    stop = self.boundary(chunk, start)
+  end
+  local closing = final and not self.cut and self:closing(broken) or ""
+  if #out == 0 and closing == "" and not self.cut then return nil end
+  local instead = concat(out) .. sub(chunk, kept, start - 1) .. closing
+  return instead ~= chunk and instead or nil
+end
+
+function Stream:settle(rest) -- the frame that was kept ends with `rest`: what the client still gets of it
+  local frame, gone, long, doomed = concat(self.held), self.gone, self.long, self.doomed
+  self:fresh()
+  if doomed then return self:fault() end
+  if long then
+    self:judge_tail(sub(frame, -TAIL) .. rest)
+    return rest
+  end
+  return self:pass(frame .. rest, gone)
+end
+
+function Stream:pass(frame, gone) -- judges a whole frame, counts it, and returns what the client still gets of it
+  local judgement, instead = self:judge(frame)
+  if judgement == DELTA then
+    if self.deltas >= self.cap + self.spare then
+      self.cut = true
+      return self:ending(frame)
+    end
+    self.deltas = self.deltas + 1
+  end
+  if not instead then return gone > 0 and sub(frame, gone + 1) or frame end
+  return gone > 0 and self.terminator .. instead or instead -- what is gone can not be taken back: it is closed
+end
+
+function Stream:keep(piece) -- the frame goes on in the next chunk: what of it may pass already
+  local joined = self.last .. piece
+  self.first = self.first or byte(piece)
+  self.last = sub(joined, -7)
+  self.length = self.length + #piece
+  add(self.held, piece)
+  if not self.long then
+    self.tainted = self.tainted or find(joined, TAINT, 1, true) ~= nil
+    if not self.open and self.gone == 0 and #self.head < SIGNS then
+      self.head = sub(self.head .. piece, 1, SIGNS)
+      self.open = self:opened(self.head)
+    end
+    self.long = self.length > LONGEST
+    self.doomed = self.long and self.tainted and not self.open
+  end
+  -- At the cap the next delta is where the stream is cut, and nothing of it may be gone by then.
+  local room = self.deltas < self.cap + self.spare
+  if not (self.long or self.open and not self.tainted and room) then return "" end
+  local passes = self.doomed and "" or piece
+  if not self.doomed and self.gone < self.length - #piece then passes = sub(concat(self.held), self.gone + 1) end
+  if self.long and self.length > 8 * TAIL then
+    self.held = { sub(concat(self.held), -TAIL) }
+    self.length = TAIL
+  end
+  self.gone = self.length
+  return passes
+end
+
+local function dialect()
+  local methods = {}
+  for name, method in pairs(Stream) do methods[name] = method end
+  methods.__index = methods
+  return methods
+end
+
+-- The native dialect: NDJSON. See processor/ndjson.py.
+
+local Native = dialect()
+local GOES_ON = '"done":false}\n' -- ends every line but the final one, and nothing that was generated
+local NATIVE_FAULT = '{"error":"upstream error"}\n'
+Native.terminator = "\n"
+
+local function native_content(line)
+  local parts = is_object(line.message) and line.message or line
+  return truthy(parts.content) or truthy(parts.response) or truthy(parts.thinking) or truthy(parts.tool_calls)
+    or truthy(parts.image)
+end
+
+function Native:quick(line) -- judges a line that is known to end in GOES_ON; nil if it may be anything
+  if find(line, TAINT, 1, true) then return end
+  local at, stop = find(line, self.text, 1, true)
+  if at and byte(line, stop + 1) ~= QUOTE then return DELTA end
+  if find(line, '"thinking":"', 1, true) or find(line, '"tool_calls":[', 1, true) then return DELTA end
+  return PLAIN
+end
+
+function Native:glance(chunk)
+  if find(chunk, GOES_ON, -14, true) and find(chunk, "\n", 1, true) == #chunk then return self:quick(chunk) end
+end
+
+function Native.boundary(data, start) return (find(data, "\n", start, true)) end
+
+function Native:resumed(chunk) return (find(chunk, "\n", 1, true)) end
+
+function Native:opened(head) return sub(head, 1, 9) == '{"model":' end -- Ollama's error lines begin with `error`
+
+function Native:judge(frame)
+  local judgement = find(frame, GOES_ON, -14, true) and self:quick(frame)
+  if judgement then return judgement end
+  local line = parse(frame)
+  if not line and not find(frame, TAINT, 1, true) then return PLAIN end
+  if not line or given(line.error) then return PLAIN, self:fault() end
+  local content = native_content(line)
+  if line.done ~= true then return content and DELTA or PLAIN end
+  if content then self.deltas = self.deltas + 1 end
+  read_final(self, line)
+  return PLAIN
+end
+
+function Native:judge_tail(tail)
+  self.deltas = self.deltas + 1
+  local final = trailing_counts(tail)
+  if final then read_final(self, final) end
+end
+
+function Native:fault()
+  self.failed = true
+  return NATIVE_FAULT
+end
+
+function Native:ending(frame)
+  local line = parse(repaired(frame)) or {}
+  local last = line.message ~= nil and '"message":{"role":"assistant","content":""}' or '"response":""'
+  local estimate = self.prompt_estimate
+  return members(line, { "model", "created_at" }) .. last .. ',"done":true,"done_reason":"length"'
+    .. (estimate ~= 0 and format(',"prompt_eval_count":%.0f', estimate) or "")
+    .. (self.deltas ~= 0 and format(',"eval_count":%.0f', self.deltas) or "") .. "}\n"
+end
+
+function Native:closing() return "" end
+
+-- The OpenAI dialect: server-sent events, closed by `data: [DONE]`. See processor/chunks.py and sse.py.
+
+local Chunks = dialect()
+local DONE = "data: [DONE]\n\n"
+local CHUNKS_FAULT = 'data: {"error":{"message":"upstream error","type":"bad_gateway","code":502}}\n\n'
+local ZEROS = ',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
+local IDLE = ZEROS .. "}\n\n"
+Chunks.terminator = "\n\n"
+
+local function blank_line(data, at) -- where the first empty line ends
+  while true do
+    at = find(data, "\n", at, true)
+    local second = at and byte(data, at + 1)
+    if not second then return end
+    if second == LF then return at + 1 end
+    if second == CR and byte(data, at + 2) == LF then return at + 2 end
+    at = at + 1
+  end
+end
+
+function Chunks.boundary(data, start)
+  local first = byte(data, start)
+  if first == COLON then return (find(data, "\n", start, true)) end
+  if first == LF then return start end
+  if first == CR and byte(data, start + 1) == LF then return start + 1 end
+  return blank_line(data, start)
+end
+
+function Chunks:resumed(chunk) -- an event's end may be torn: its last two bytes stand before the chunk
+  if self.first == COLON and not self.long then return (find(chunk, "\n", 1, true)) end
+  if self.first == CR and self.length == 1 and byte(chunk) == LF then return 1 end
+  local before = sub(self.last, -2)
+  local stop = blank_line(before .. chunk, 1)
+  return stop and stop - #before
+end
+
+local function choice_content(choice, but_reasoning)
+  local parts = choice.delta
+  if parts == nil then parts = choice.message end
+  if not is_object(parts) then return truthy(choice.text) end
+  if truthy(parts.content) or truthy(parts.tool_calls) then return true end
+  return not but_reasoning and (truthy(parts.reasoning) or truthy(parts.reasoning_content))
+end
+
+local function data_of(event)
+  if sub(event, 1, 6) == "data: " and (find(event, "\n", 1, true) or 0) >= #event - 1 then
+    return (gsub(sub(event, 7), "[\r\n]+$", ""))
+  end
+  local lines = {}
+  for line in string.gmatch(event .. "\n", "([^\n]*)\n") do
+    if sub(line, 1, 5) == "data:" then lines[#lines + 1] = gsub(gsub(sub(line, 6), "\r$", ""), "^ ", "") end
+  end
+  return concat(lines, "\n")
+end
+
+-- The event without its usage: processor/chunks.py has a regular expression for it, to two levels of braces.
+local function without_usage(event)
+  local space = match(event, "%s*$")
+  local stop = #event - #space
+  local at = find(event, ',"usage":', 1, true)
+  while at do
+    local usage = sub(event, at + 9, stop - 1)
+    local depth, sound = 0, byte(usage) == 123
+    for place = 1, sound and #usage or 0 do
+      local what = byte(usage, place)
+      if what == 123 then depth = depth + 1 elseif what == 125 then depth = depth - 1 end
+      if depth > 2 or depth == 0 and place < #usage then sound = false break end
+    end
+    if byte(event, stop) == 125 and (usage == "null" or sound and depth == 0) then
+      return sub(event, 1, at - 1) .. "}" .. space
+    end
+    at = find(event, ',"usage":', at + 1, true)
+  end
+  return event
+end
+
+function Chunks:turn(reasoning) -- Ollama sends the token that ends the reasoning as two chunks: the cap allows for it
+  if self.thinking and not reasoning then self.spare = self.spare + 1 end
+  self.thinking = reasoning
+end
+
+function Chunks:quick(event) -- judges one event of one line, if it is an ordinary one
+  if not find(event, '"finish_reason":null', 1, true) or find(event, TAINT, 1, true) then return end
+  local instead
+  if find(event, '"usage":{', 1, true) then
+    if not find(event, IDLE, -#IDLE, true) then return end
+    if self.hide and not self.chat then instead = sub(event, 1, -#IDLE - 1) .. "}\n\n" end
+  end
+  local at, stop = find(event, self.text, 1, true)
+  if at and byte(event, stop + 1) ~= QUOTE then
+    if self.thinking then self:turn(false) end
+  elseif self.chat and find(event, '"reasoning":"', 1, true) then
+    self:turn(true)
+  elseif self.chat and find(event, '"tool_calls":[', 1, true) then
+    self:turn(false)
+  else
+    return not instead and PLAIN or nil -- an empty chunk: rare enough to parse
+  end
+  return DELTA, instead
+end
+
+function Chunks:glance(chunk)
+  if find(chunk, "\n", 1, true) == #chunk - 1 and find(chunk, "}\n\n", -3, true) and byte(chunk, 7) == 123
+    and sub(chunk, 1, 6) == "data: " then
+    return self:quick(chunk)
+  end
+end
+
+function Chunks:opened(head) -- where usage is hidden, every event of completions changes, and at its end
+  return (self.chat or not self.hide) and find(head, '"choices":[{', 1, true) ~= nil
+end
+
+function Chunks:judge(frame)
+  local judgement, instead = self:glance(frame)
+  if judgement then return judgement, instead end
+  local data = data_of(frame)
+  if data == "[DONE]" then
+    self.finished = true
+    return PLAIN
+  end
+  local chunk = parse(data)
+  if not chunk and not find(data, TAINT, 1, true) then return PLAIN end
+  if not chunk or given(chunk.error) then return PLAIN, self:fault() end
+  return self:read(chunk, frame)
+end
+
+function Chunks:read(chunk, frame)
+  local choices, content, answer, last = 0, false, false, false
+  for _, choice in ipairs(is_array(chunk.choices) and chunk.choices or {}) do
+    if is_object(choice) then
+      choices = choices + 1
+      content = content or choice_content(choice)
+      answer = answer or choice_content(choice, true)
+      last = last or given(choice.finish_reason)
+    end
+  end
+  if last then
+    self.complete = true
+    if content then self.deltas = self.deltas + 1 end -- before usage is read, and never where a stream is cut
+  end
+  local usage, instead = chunk.usage, nil
+  if is_object(usage) then
+    if choices == 0 or truthy(usage.prompt_tokens) or truthy(usage.completion_tokens) then read_usage(self, usage) end
+    if self.hide and choices == 0 then return PLAIN, "" end
+    if self.hide and not self.chat then instead = without_usage(frame) end
+  end
+  if content then self:turn(not answer) end
+  return (content and not last) and DELTA or PLAIN, instead
+end
+
+function Chunks:judge_tail(tail)
+  self.deltas = self.deltas + 1
+  local usage = trailing_usage(tail)
+  if usage and (truthy(usage.prompt_tokens) or truthy(usage.completion_tokens)) then read_usage(self, usage) end
+end
+
+function Chunks:fault()
+  self.failed = true
+  return CHUNKS_FAULT
+end
+
+function Chunks:ending(frame)
+  local chunk = parse(repaired(data_of(frame))) or {}
+  local head = "data: " .. members(chunk, { "id", "object", "created", "model", "system_fingerprint" })
+  local last = self.chat and '"delta":{"role":"assistant","content":""}' or '"text":""'
+  local finish = head .. '"choices":[{"index":0,"finish_reason":"length",' .. last .. "}]"
+  if self.hide then return finish .. "}\n\n" .. DONE end
+  local prompt, completion = self.prompt_estimate, self.deltas
+  local usage = format('"usage":{"prompt_tokens":%.0f,"completion_tokens":%.0f,"total_tokens":%.0f}}\n\n',
+    prompt, completion, prompt + completion)
+  return finish .. (self.chat and "" or ZEROS) .. "}\n\n" .. head .. '"choices":[],' .. usage .. DONE
+end
+
+function Chunks:closing(broken)
+  if self.finished then return "" end
+  local lead = broken and self.terminator or ""
+  if self.complete or self.failed then return lead .. DONE end
+  return lead .. self:fault() .. DONE
+end
+
+-- An answer that is one JSON document. See processor/document.py. ---------------------------------------------------
+
+local Document = {}
+Document.__index = Document
+local ERROR = '{"error"'
+
+function Document:feed(chunk, final)
+  local held = ""
+  if self.is_error == nil then
+    held = concat(self.held)
+    local start = sub(gsub(sub(held .. chunk, 1, 2 * TAIL), "^%s+", ""), 1, #ERROR)
+    local unsure = #start < #ERROR and sub(ERROR, 1, #start) == start and #held + #chunk < TAIL
+    if not unsure or final then
+      self.is_error = start == ERROR
+      self.failed = self.is_error
+    end
+  end
+  if self.is_error then return final and self.fault or (chunk ~= "" and "" or nil) end
+  add(self.held, chunk)
+  self.length = self.length + #chunk
+  if self.is_error == nil then return chunk ~= "" and "" or nil end
+  if self.length > WHOLE then
+    self.long = true
+    self.held = { sub(concat(self.held), -TAIL) }
+    self.length = TAIL
+  end
+  if final then
+    self:settle(self)
+    self.finished = self.finished or self.long
+  end
+  return held ~= "" and held .. chunk or nil
+end
+
+function Document:settle(tally)
+  local text = concat(self.held)
+  if not self.long then
+    local document = parse(text)
+    if document and document[1] then self.read(tally, document) end
+    return
+  end
+  -- What a document too long to parse still says of itself: that it is long, hence not empty, and its counts.
+  local counts, usage = trailing_counts(text), trailing_usage(text)
+  if not counts and not usage then return end
+  local document = { done = true, message = { "content", content = "…" }, embeddings = { [0] = ARRAY, "…" } }
+  for _, name in ipairs(counts or {}) do document[name] = counts[name] end
+  document.usage = usage or document.usage
+  self.read(tally, document)
+end
+
+function Document:usage()
+  if self.finished or self.is_error then return usage_of(self) end
+  local tally = empty_tally()
+  self:settle(tally) -- a client that leaves with the last byte leaves no end to see
+  return usage_of(tally)
+end
+
+local function read_native(tally, document)
+  if document.done ~= true then return end
+  tally.deltas = native_content(document) and 1 or 0
+  read_final(tally, document)
+end
+
+local function read_embed(tally, document) -- the legacy /api/embeddings mostly reports nothing at all
+  local prompt = document.prompt_eval_count
+  if not given(prompt) and is_array(document.embeddings) and #document.embeddings == 0 then prompt = 0 end
+  tally.finished = true
+  report(tally, count(prompt), 0)
+  read_durations(tally, document)
+end
+
+local function read_choices(tally, document)
+  for _, choice in ipairs(is_array(document.choices) and document.choices or {}) do
+    if is_object(choice) and choice_content(choice) then tally.deltas = tally.deltas + 1 end
+  end
+  tally.finished = true
+  if is_object(document.usage) then read_usage(tally, document.usage) end
+end
+
+local function read_embeddings(tally, document)
+  tally.finished = true
+  report(tally, is_object(document.usage) and count(document.usage.prompt_tokens) or nil, 0)
+end
+
+-- A compressed answer: Lua can not inflate it. It passes, and nothing of it was measured.
+local Blind = {}
+Blind.__index = Blind
+
+function Blind:feed() return nil end
+
+-- Which meter reads an answer ---------------------------------------------------------------------------------------
+
+local NATIVE_TEXT = { ["/api/chat"] = '"content":"', ["/api/generate"] = '"response":"' }
+local CHUNKED = { -- whether it is chat
+  ["/v1/chat/completions"] = true, ["/v1/chat/secure_completion"] = true, ["/v1/completions"] = false,
+}
+local DOCUMENTS = {
+  ["/api/chat"] = read_native, ["/api/generate"] = read_native, ["/api/embed"] = read_embed,
+  ["/api/embeddings"] = read_embed, ["/v1/chat/completions"] = read_choices,
+  ["/v1/chat/secure_completion"] = read_choices, ["/v1/completions"] = read_choices,
+  ["/v1/embeddings"] = read_embeddings,
+}
+local DOCUMENT_FAULT = '{"error": {"message": "upstream error", "type": "bad_gateway", "code": 502}}\n'
+
+for _, methods in ipairs({ Native, Chunks, Blind }) do methods.usage = usage_of end
+
+local function readable(content_encoding)
+  for coding in string.gmatch(content_encoding, "[^,]+") do
+    local name = lower(match(coding, "^%s*(.-)%s*$"))
+    if name ~= "" and name ~= "identity" then return false end
+  end
+  return true
+end
+
+-- A meter for an answer, or nil for an endpoint that has none. See processor.usage.meter_for.
+local function meter(answer)
+  local endpoint = gsub(answer.endpoint, "^/openai/", "/v1/")
+  if not DOCUMENTS[endpoint] then return nil end
+  local self = empty_tally()
+  self.cut, self.streams = false, false
+  if not readable(answer.content_encoding) then
+    self.readable = false
+    return setmetatable(self, Blind)
+  end
+  local kind = lower(match(match(answer.content_type, "^[^;]*"), "^%s*(.-)%s*$"))
+  local native = NATIVE_TEXT[endpoint]
+  if native and kind ~= "application/json" or CHUNKED[endpoint] ~= nil and kind == "text/event-stream" then
+    self.streams = true
+    self.cap, self.prompt_estimate = math.max(answer.cap, 0), answer.prompt_estimate or 0
+    self.chat, self.hide, self.thinking, self.complete = CHUNKED[endpoint], answer.hide_usage, false, false
+    self.text = native or self.chat and '"content":"' or '"text":"'
+    setmetatable(self, native and Native or Chunks)
+    self:fresh()
+    return self
+  end
+  self.held, self.length, self.long = {}, 0, false
+  self.read = DOCUMENTS[endpoint]
+  self.fault = sub(endpoint, 1, 5) == "/api/" and NATIVE_FAULT or DOCUMENT_FAULT
+  return setmetatable(self, Document)
+end
+
+-- What an upstream's error status becomes: status, type and message. See processor/answers.py.
+
+local BAD_GATEWAY = { 502, "bad_gateway", "upstream error" }
+local REFUSED = { 400, "bad_request", "the model server refused the request" }
+local BUSY = { 503, "unavailable", "temporarily unavailable" }
+local BY_STATUS = {
+  [401] = BAD_GATEWAY, [403] = BAD_GATEWAY, [404] = { 403, "forbidden", "forbidden" }, [407] = BAD_GATEWAY,
+  [408] = BUSY, [413] = { 413, "payload_too_large", "request body too large" }, [429] = BUSY, [503] = BUSY,
+}
+
+local function clean_status(status)
+  if status >= 200 and status < 300 then error(status .. " is not an error") end
+  local answer = BY_STATUS[status] or (status >= 400 and status < 500 and REFUSED or BAD_GATEWAY)
+  return answer[1], answer[2], answer[3]
+end
+
+local function error_body(code, kind, message, request_id) -- the one error shape of the gateway
+  return format('{"error":{"message":%s,"type":%s,"code":%.0f},"request_id":%s}', encode_string(repaired(message)),
+    encode_string(repaired(kind)), code, encode_string(repaired(request_id)))
+end
+
+paddock = { meter = meter, clean_status = clean_status, error_body = error_body }
