@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -18,7 +18,7 @@ import yaml
 from gateway import envoy_tls, envoy_tracing
 from gateway.envoy_envelopes import add_tiers, limit_envelopes
 from gateway.envoy_options import turned_on
-from gateway.envoy_upstreams import ollama_cluster
+from gateway.envoy_upstreams import key_from, key_secret, ollama_cluster, options_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -74,6 +74,7 @@ class Config:
 
     bootstrap: Node
     clusters: Node
+    upstream_key: str = field(default="", repr=False)
 
     def folded(self) -> Node:
         """One bootstrap with the Ollama cluster inside: `envoy --mode validate` does not look into the second file."""
@@ -101,13 +102,16 @@ def adapt(
     address_rate: Rate | None = None,
     options: Collection[str] = (),
     otlp: str = "",
+    upstream_key: str = "",
+    upstream_ca: Path | None = None,
 ) -> Config:
     """The shipped configuration with these addresses and this limit.
 
     `upstreams` are base URLs of Ollama hosts; `tier_upstreams` those of security tiers that have their own.
     `max_envelope_bytes` and `address_rate` replace the shipped size of an envelope and the shipped limit for each
-    client address. `options` are turned on in either file; `otlp`, the URL of a collector's traces, turns tracing on.
-    Raises ValueError on a URL that Envoy cannot be pointed at.
+    client address. `options` of envoy.yaml are turned on; `otlp`, the URL of a collector's traces, turns tracing on.
+    `upstream_key` is what the Ollama hosts demand (`write` puts it into a file of its own), `upstream_ca` what their
+    certificates are of. Raises ValueError on a URL that Envoy cannot be pointed at.
     """
     bootstrap = _load(shipped, [*options, "tracing"] if otlp else options)
     bootstrap["admin"]["address"] = admin.node()
@@ -121,12 +125,13 @@ def adapt(
         envoy_tracing.send_to(otlp, _manager(front), bootstrap["static_resources"]["clusters"])
     if address_rate is not None:
         _limit_addresses(front, address_rate)
-    hosts = _load(clusters)
-    add_tiers(_manager(front), hosts, tier_upstreams or {})
+    every = [*upstreams, *(url for urls in (tier_upstreams or {}).values() for url in urls)]
+    hosts = _load(clusters, options_for(every, upstream_key))
+    add_tiers(_manager(front), hosts, tier_upstreams or {}, upstream_ca)
     for number, cluster in enumerate(hosts["resources"]):
         if cluster["name"] == "ollama":
-            hosts["resources"][number] = ollama_cluster(cluster, upstreams)
-    return Config(bootstrap, hosts)
+            hosts["resources"][number] = ollama_cluster(cluster, upstreams, upstream_ca)
+    return Config(bootstrap, hosts, upstream_key)
 
 
 def write(config: Config, directory: Path, certificate: Certificate | None = None) -> Path:
@@ -139,7 +144,13 @@ def write(config: Config, directory: Path, certificate: Certificate | None = Non
     bootstrap = copy.deepcopy(config.bootstrap)
     hosts = directory / "clusters.yaml"
     bootstrap["dynamic_resources"]["cds_config"]["path_config_source"]["path"] = str(hosts)
-    _place(hosts, config.clusters)
+    clusters = copy.deepcopy(config.clusters)
+    if config.upstream_key:
+        key = directory / "upstream-key.yaml"
+        _place(key, key_secret(config.upstream_key))
+        for cluster in clusters["resources"]:
+            key_from(key, cluster)
+    _place(hosts, clusters)
     if certificate is not None:
         secret = directory / "tls.yaml"
         _place(secret, certificate.secret())
@@ -162,7 +173,9 @@ def _place(path: Path, node: Node) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
     text = yaml.dump(node, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
-    fresh.write_text(text, encoding="utf-8")
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)  # of this user alone: one of these files may hold a key
     os.replace(fresh, path)
 
 

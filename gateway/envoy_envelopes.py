@@ -14,6 +14,7 @@ from gateway.envoy_upstreams import ollama_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 ROUTE = "envelope"
 SIZE = "envoy.filters.http.body_size_limit.envelope"
@@ -34,12 +35,12 @@ def limit_envelopes(manager: Node, limit: int | None, *, plain: int, slack: int)
                 route["request_body_buffer_limit"] = limit + slack
 
 
-def add_tiers(manager: Node, hosts: Node, tiers: Mapping[str, Sequence[str]]) -> None:
+def add_tiers(manager: Node, hosts: Node, tiers: Mapping[str, Sequence[str]], authority: Path | None = None) -> None:
     """A route and a cluster for each tier that has base URLs of its own."""
     ollama = next(cluster for cluster in hosts["resources"] if cluster["name"] == "ollama")
     for tier, urls in tiers.items():
         name = f"ollama-{tier}"
-        cluster = ollama_cluster(ollama, urls)
+        cluster = ollama_cluster(ollama, urls, authority)
         cluster["name"] = cluster["load_assignment"]["cluster_name"] = name
         hosts["resources"].append(cluster)
         for host in manager["route_config"]["virtual_hosts"]:

@@ -11,45 +11,51 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
-_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
-_RAW = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
-_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _PORTS = {"http": 80, "https": 443}
 
+Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy's
+_SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type, not a secret
+KEY_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-def ollama_cluster(shipped: dict[str, Any], upstreams: Sequence[str]) -> dict[str, Any]:
-    """The shipped cluster with these hosts instead of its own."""
+
+def options_for(upstreams: Iterable[str], key: str) -> list[str]:
+    """The options of clusters.yaml that these base URLs and this key need."""
+    https = any(urlsplit(url).scheme == "https" for url in upstreams)
+    return ["https"] * https + ["key"] * bool(key)
+
+
+def key_secret(key: str) -> Node:
+    """The file from which Envoy takes the upstreams' key."""
+    secret = {"@type": _SECRET, "name": "upstream", "generic_secret": {"secret": {"inline_string": f"Bearer {key}"}}}
+    return {"resources": [secret]}
+
+
+def key_from(path: Path, cluster: Node) -> None:
+    """Let a cluster that has the option `key` take it from this file."""
+    for one in cluster.get("typed_extension_protocol_options", {}).get(KEY_OPTIONS, {}).get("http_filters", ()):
+        credential = one["typed_config"].get("credential")
+        if credential is not None:
+            source = credential["typed_config"]["credential"]["sds_config"]
+            source["path_config_source"]["path"] = str(path)
+
+
+def ollama_cluster(shipped: Node, upstreams: Sequence[str], authority: Path | None = None) -> Node:
+    """The shipped cluster with these hosts instead of its own. Where one is https:// it must have the option `https`;
+    `authority` is the CA that is believed then, None the system's."""
     if not upstreams:
         raise ValueError("no upstream: at least one Ollama base URL is needed")
     cluster = copy.deepcopy(shipped)
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [_endpoint(url) for url in upstreams]}]
-    if any(urlsplit(url).scheme == "https" for url in upstreams):
-        # Each host says by its metadata which transport it wants; the name to ask for and to verify is its hostname.
-        cluster["transport_socket_matches"] = [
-            {
-                "name": "https",
-                "match": {"scheme": "https"},
-                "transport_socket": {
-                    "name": "envoy.transport_sockets.tls",
-                    "typed_config": {
-                        "@type": _TLS,
-                        "auto_host_sni": True,
-                        "auto_sni_san_validation": True,
-                        "common_tls_context": {
-                            "validation_context": {"trusted_ca": {"filename": CERTIFICATES}},
-                        },
-                    },
-                },
-            },
-            {
-                "name": "http",
-                "match": {},
-                "transport_socket": {"name": "envoy.transport_sockets.raw_buffer", "typed_config": {"@type": _RAW}},
-            },
-        ]
+    if not any(urlsplit(url).scheme == "https" for url in upstreams):
+        cluster.pop("transport_socket_matches", None)
+    for match in cluster.get("transport_socket_matches", ()):
+        common = match["transport_socket"]["typed_config"].get("common_tls_context")
+        if common is not None:
+            common["validation_context"]["trusted_ca"]["filename"] = str(authority or CERTIFICATES)
     return cluster
 
 

@@ -134,7 +134,7 @@ class Launch:
                 with self._step(name):
                     await upstreams.store_answers(name, url)
         if config.check_upstreams and not config.demo:
-            await upstreams.check(config.upstreams, self._say)
+            await upstreams.check(config.upstreams, self._say, self._upstream_key(), self._upstream_ca())
 
     async def _start(self, supervisor: Supervisor, port: Port) -> Running:
         config, home = self._config, self._home
@@ -255,12 +255,27 @@ class Launch:
             },
             options=() if self._config.certificate is None else ("tls",),
             otlp=otlp_url(self._otlp_endpoint()) if self._otlp_endpoint() else "",
+            upstream_key=self._upstream_key(),
+            upstream_ca=self._upstream_ca(),
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
         )
         return envoy_config.write(config, self._home.path / "envoy", self._config.certificate)
 
     def _otlp_endpoint(self) -> str:
         return self._config.otlp_endpoint or self._set("PADDOCK_OTLP_ENDPOINT")
+
+    def _upstream_key(self) -> str:
+        named = self._set("PADDOCK_UPSTREAM_KEY_FILE")
+        if not named:
+            return self._set("PADDOCK_UPSTREAM_KEY")
+        try:
+            return Path(named).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise Failure(f"PADDOCK_UPSTREAM_KEY_FILE: {named}: {error.strerror}", do="Correct it.") from error
+
+    def _upstream_ca(self) -> Path | None:
+        named = self._set("PADDOCK_UPSTREAM_CA_FILE")
+        return Path(named).absolute() if named else None
 
     def _set(self, name: str) -> str:
         return {**os.environ, **self._config.environment}.get(name, "")

@@ -91,17 +91,34 @@ def _accepts(path: Path) -> Probe:
     return probe
 
 
-async def get(url: str, patience: float = _PATIENCE, *, verify: bool = True) -> tuple[int, bytes]:
+async def get(
+    url: str, patience: float = _PATIENCE, *, verify: bool = True, key: str = "", authority: Path | None = None
+) -> tuple[int, bytes]:
     """Status and body of a GET; OSError when nothing answers, ValueError when the URL or the answer is not HTTP.
-    `verify` False takes any certificate: for a part that we started ourselves."""
-    return await asyncio.to_thread(_get, url, patience, _DIRECT if verify else _ANYBODY)
+    `verify` False takes any certificate: for a part that we started ourselves. `authority` is the CA to believe instead
+    of the system's, `key` a bearer token."""
+    opener = _DIRECT if verify else _ANYBODY
+    if authority is not None:
+        believed = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), believed, _NoRedirect)
+    elif key:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+    return await asyncio.to_thread(_get, url, patience, opener, key)
 
 
-def _get(url: str, patience: float, opener: urllib.request.OpenerDirector) -> tuple[int, bytes]:
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A key goes where it was meant to go."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _get(url: str, patience: float, opener: urllib.request.OpenerDirector, key: str) -> tuple[int, bytes]:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"not an http:// or https:// address: {url}")
     try:
-        with opener.open(url, timeout=patience) as answer:
+        asked = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})  # noqa: S310
+        with opener.open(asked, timeout=patience) as answer:
             return answer.status, answer.read(65536)
     except urllib.error.HTTPError as error:
         with error:

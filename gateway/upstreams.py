@@ -13,6 +13,7 @@ from gateway.failure import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 DEFAULT = "http://127.0.0.1:11434"  # where Ollama listens unless told otherwise
 _PATIENCE = 5.0  # seconds
@@ -31,10 +32,10 @@ def normal(url: str) -> str:
     return f"{parts.scheme}://{host}:{port}"
 
 
-async def check(urls: Sequence[str], say: Callable[[str], None]) -> None:
+async def check(urls: Sequence[str], say: Callable[[str], None], key: str = "", authority: Path | None = None) -> None:
     """Ask each upstream for its version. One that is down is told; Failure when none answers."""
     began = monotonic()
-    answers = await asyncio.gather(*(_version(url) for url in urls))
+    answers = await asyncio.gather(*(_version(url, key, authority) for url in urls))
     for url, (version, reason) in zip(urls, answers, strict=True):
         if version is not None:
             say(f"  {'ollama':<14} {version + ' at ' + url:<18} {monotonic() - began:5.2f} s")
@@ -48,9 +49,9 @@ async def check(urls: Sequence[str], say: Callable[[str], None]) -> None:
         )
 
 
-async def _version(url: str) -> tuple[str | None, str]:
+async def _version(url: str, key: str, authority: Path | None) -> tuple[str | None, str]:
     try:
-        status, body = await probe.get(f"{url}/api/version", _PATIENCE)
+        status, body = await probe.get(f"{url}/api/version", _PATIENCE, key=key, authority=authority)
         return str(json.loads(body)["version"]) if status == 200 else None, f"answers with status {status}"
     except TimeoutError:
         return None, f"did not answer within {_PATIENCE:.0f} s"

@@ -38,6 +38,7 @@ from policy.admission.recovery import Recovery
 from policy.admission.seeding import Seeds
 from policy.admission.session_book import SessionBook
 from policy.admission.sessions import Sessions
+from policy.admission.upstreams import Access
 from policy.edge import http_server
 from policy.edge.endpoints import Endpoints
 from policy.edge.listening import listen
@@ -105,6 +106,7 @@ async def serve(settings: PolicySettings) -> None:
             tuple(url.strip() for url in settings.upstreams.split(",") if url.strip()),
             interval=settings.discovery_interval_seconds,
             observe=metrics.upstream_polled,
+            access=Access(settings.upstream_key.get_secret_value(), settings.upstream_ca_file),
         )
         keyring = Keyring(TimedKeys(postgres, observe), hashing)
         ledger = Ledger(

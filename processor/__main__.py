@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
+from policy.admission.upstreams import Access
 from policy.edge.listening import listen
 from policy.edge.traced import tracing_to
 from policy.rules import logs
@@ -149,8 +150,10 @@ def _sealing(
     )
     own = parse_upstreams(settings.tier_upstreams)
     usual = tuple(url.strip() for url in settings.upstreams.split(",") if url.strip())
+    access = Access(settings.upstream_key.get_secret_value(), settings.upstream_ca_file)
     found = {
-        urls: Discovery(urls, interval=settings.discovery_interval_seconds) for urls in {usual, *own.values()}
+        urls: Discovery(urls, interval=settings.discovery_interval_seconds, access=access)
+        for urls in {usual, *own.values()}
     }  # a tier sees the models of its own machines alone
     counters = TimedCounters(store, observe)
     judges = {

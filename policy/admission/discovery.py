@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from policy.admission import upstreams
-from policy.admission.upstreams import Fault, PollFailed, Upstream
+from policy.admission.upstreams import Access, Fault, PollFailed, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RETRY_FIRST = 0.25  # seconds after the first failure; doubles up to the interval
 REFRESH_EVERY = 1.0  # seconds: at most one refresh on demand in this time
+
+OPEN = Access()
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +94,10 @@ class Discovery:
         stale_after: float = 60.0,
         observe: Callable[[UpstreamState], None] = _unobserved,
         clock: Callable[[], float] = time.monotonic,
+        access: Access = OPEN,
     ) -> None:
-        """`urls`: base URLs (ValueError on a bad one, and on none); times in seconds; `observe` hears of every poll."""
+        """`urls`: base URLs (ValueError on a bad one, and on none, and on a CA that cannot be read); times in seconds;
+        `observe` hears of every poll."""
         self._upstreams = tuple({upstream.id: upstream for upstream in map(Upstream.parse, urls)}.values())
         if not self._upstreams:
             raise ValueError("no upstream is configured")
@@ -101,6 +105,8 @@ class Discovery:
         self._stale_after = stale_after
         self._observe = observe
         self._clock = clock
+        self._access = access
+        self._trust = upstreams.trust(access, self._upstreams)
         self._known = {upstream.id: _Known(UpstreamState(upstream.id)) for upstream in self._upstreams}
         self._wake = {upstream.id: asyncio.Event() for upstream in self._upstreams}
         self._changed = asyncio.Event()
@@ -121,7 +127,7 @@ class Discovery:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        async with upstreams.new_client() as client, asyncio.TaskGroup() as group:
+        async with upstreams.new_client(self._access.key, self._trust) as client, asyncio.TaskGroup() as group:
             for upstream in self._upstreams:
                 group.create_task(self._watch(client, upstream), name=f"discovery of {upstream.id}")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,6 +18,9 @@ import httpx
 from policy.rules import tags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from policy.rules.tags import Installed
 
 POLL_TIMEOUT = 5.0  # seconds for one whole answer, connection included
@@ -69,15 +73,36 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def new_client() -> httpx.AsyncClient:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the upstreams demand of who asks them, and which certificates are believed."""
+
+    key: str = field(default="", repr=False)  # sent as a bearer token
+    authority: Path | None = None  # PEM; None: the system's
+
+
+def trust(access: Access, upstreams: Iterable[Upstream]) -> ssl.SSLContext | bool:
+    """What certificates of these upstreams are held against. ValueError where the CA's file cannot be used."""
+    if not any(upstream.url.startswith("https:") for upstream in upstreams):
+        return False
+    try:
+        return ssl.create_default_context(cafile=access.authority)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"PADDOCK_UPSTREAM_CA_FILE cannot be used: {error}") from error
+
+
+def new_client(key: str = "", verify: ssl.SSLContext | bool = False) -> httpx.AsyncClient:
     """A client for polls: no proxy or .netrc from the environment, and no connection kept from poll to poll, so that
-    each one resolves the name anew and proves that the upstream still accepts."""
+    each one resolves the name anew and proves that the upstream still accepts. It follows no redirect: a key goes where
+    it was meant to go."""
+    headers = {"accept-encoding": "identity", "user-agent": "paddock-discovery"}
     return httpx.AsyncClient(
         trust_env=False,
         follow_redirects=False,
         timeout=POLL_TIMEOUT,
         limits=httpx.Limits(max_keepalive_connections=0),
-        headers={"accept-encoding": "identity", "user-agent": "paddock-discovery"},
+        verify=verify,
+        headers=headers | {"authorization": f"Bearer {key}"} if key else headers,
     )
 
 

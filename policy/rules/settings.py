@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def _alias(field: FieldInfo, name: str) -> str:
 class SharedSettings(BaseSettings):
     """What both services read."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="ignore",
+        hide_input_in_errors=True,  # a value that is wrong may be a secret all the same
+    )
 
     @classmethod
     def settings_customise_sources(  # pydantic-settings' own hook
@@ -84,6 +88,15 @@ class SharedSettings(BaseSettings):
     )
     upstreams: str = Field(
         default="http://127.0.0.1:11434", description="Base URLs of the Ollama machines, separated by commas."
+    )
+    upstream_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="A key that the upstreams, or a proxy before them, demand: sent as `Authorization: Bearer …` where "
+        "they are asked for their models. Envoy has its own word for it, the option `key` of clusters.yaml.",
+    )
+    upstream_ca_file: Path | None = Field(
+        default=None,
+        description="The CA (PEM) that certificates of https:// upstreams are of, instead of the system's.",
     )
     discovery_interval_seconds: float = Field(
         default=10.0, gt=0, description="How often each upstream is asked which models it has."
@@ -141,6 +154,14 @@ class SharedSettings(BaseSettings):
         if self.otlp_endpoint:
             otlp_url(self.otlp_endpoint)
         return self
+
+    @field_validator("upstream_key")
+    @classmethod
+    def _one_word(cls, key: SecretStr) -> SecretStr:
+        """It goes into a header as it is."""
+        if not all("!" <= letter <= "~" for letter in key.get_secret_value()):
+            raise ValueError("PADDOCK_UPSTREAM_KEY is one word of printable ASCII")
+        return key
 
     @property
     def tls(self) -> TlsFiles | None:

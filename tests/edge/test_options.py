@@ -23,16 +23,20 @@ from tests.edge.test_tls import block, place
 if TYPE_CHECKING:
     from pathlib import Path
 
-TEXT = (SHIPPED / "envoy.yaml").read_text(encoding="utf-8")
-OPTIONS = sorted(set(re.findall(r"^ +#([a-z]+)# ", TEXT, re.MULTILINE)))
+TEXTS = {name: (SHIPPED / name).read_text(encoding="utf-8") for name in ("envoy.yaml", "clusters.yaml")}
+OPTIONS = {name: sorted(set(re.findall(r"^ +#([a-z]+)# ", text, re.MULTILINE))) for name, text in TEXTS.items()}
+EVERY = OPTIONS["envoy.yaml"] + OPTIONS["clusters.yaml"]
 
 
 def deployed(directory: Path, *options: str) -> Path:
     """The shipped files in a directory of their own, with these options as an operator turns them on."""
-    for name in ("envoy.yaml", "clusters.yaml"):
+    for name in TEXTS:
         shutil.copy(SHIPPED / name, directory)
-    for option in options:
-        subprocess.run(["sed", "-i", f"s/#{option}# //", str(directory / "envoy.yaml")], check=True)
+        for option in set(options) & set(OPTIONS[name]):
+            subprocess.run(["sed", "-i", f"s/#{option}# //", str(directory / name)], check=True)
+    clusters = directory / "clusters.yaml"
+    text = clusters.read_text(encoding="utf-8")
+    clusters.write_text(text.replace("/etc/envoy/tls", str(directory / "tls")), encoding="utf-8")
     path = directory / "envoy.yaml"
     text = path.read_text(encoding="utf-8").replace("/etc/envoy/tls", str(directory / "tls"))
     path.write_text(text.replace("/etc/envoy/clusters", str(directory / "clusters")), encoding="utf-8")
@@ -47,19 +51,26 @@ def with_certificates(directory: Path) -> Authority:
         chain, key = authority.issue(name)
         chain.rename(tls / alias)
         key.rename(tls / ("key.pem" if name == "front" else "envoy.key"))
-    for name, file in (("front-secret", "front"), ("cluster-certificate", "envoy"), ("cluster-authority", "services")):
+    for name, file in (
+        ("front-secret", "front"),
+        ("cluster-certificate", "envoy"),
+        ("cluster-authority", "services"),
+        ("upstream-secret", "upstream"),
+    ):
         place(tls, f"{file}.yaml", block(name, tls))
     return authority
 
 
 def test_there_are_these_options() -> None:
-    assert OPTIONS == ["mtls", "tls", "tracing"]
-    with pytest.raises(ValueError, match="no option sound"):
-        turned_on(TEXT, ["sound"])
-    assert [yaml.safe_load(turned_on(TEXT, [option])) != yaml.safe_load(TEXT) for option in OPTIONS] == [True] * 3
+    assert OPTIONS == {"envoy.yaml": ["mtls", "tls", "tracing"], "clusters.yaml": ["https", "key"]}
+    for name, text in TEXTS.items():
+        for option in OPTIONS[name]:
+            assert yaml.safe_load(turned_on(text, [option])) != yaml.safe_load(text)
+        with pytest.raises(ValueError, match="no option sound"):
+            turned_on(text, ["sound"])
 
 
-@pytest.mark.parametrize("options", [*((option,) for option in OPTIONS), tuple(OPTIONS)], ids=str)
+@pytest.mark.parametrize("options", [*((option,) for option in EVERY), tuple(EVERY)], ids=str)
 def test_what_must_hold_holds(options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_certificates(tmp_path)
     assert cli.main(["check", str(deployed(tmp_path, *options)), str(tmp_path / "clusters.yaml")]) == 0

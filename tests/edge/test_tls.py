@@ -24,8 +24,7 @@ from gateway.envoy_config import Address, adapt
 from gateway.port import free_port
 from tests import harness
 from tests.certificates import Authority
-from tests.edge.rig import ENVOY, SHIPPED, Loop, until
-from tests.edge.services import HttpServer
+from tests.edge.rig import ENVOY, SHIPPED, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,62 +188,3 @@ def test_half_of_the_settings_is_refused(parts: Parts) -> None:
     done = subprocess.run([sys.executable, "-m", "policy"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "set together or not at all" in done.stderr
-
-
-def test_an_upstream_gets_its_own_key(tmp_path: Path) -> None:
-    """The page's filter in the cluster: the upstream sees that key and never the client's."""
-    with tempfile.TemporaryDirectory(prefix="key") as short:
-        directory = Path(short)
-        loop, upstream, port = Loop(), HttpServer(), free_port()
-        listening = loop.run(asyncio.start_server(upstream.connection, "127.0.0.1", 0))
-        number = listening.sockets[0].getsockname()[1]
-        place(directory, "upstream.yaml", block("upstream-secret", directory))
-        route = {
-            "match": {"prefix": "/"},
-            "route": {"cluster": "ollama"},
-            "request_headers_to_remove": ["authorization"],
-        }
-        router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-        http = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-        manager = {
-            "@type": http,
-            "stat_prefix": "front",
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-            "http_filters": [{"name": "router", "typed_config": {"@type": router}}],
-        }
-        endpoint = {"endpoint": {"address": Address("127.0.0.1", number).node()}}
-        load = {"cluster_name": "ollama", "endpoints": [{"lb_endpoints": [endpoint]}]}
-        cluster = {"name": "ollama", "type": "STATIC", "load_assignment": load, **block("upstream-key", directory)}
-        listener = {
-            "address": Address("127.0.0.1", port).node(),
-            "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-        }
-        static = {"listeners": [listener], "clusters": [cluster]}
-        path = place(
-            directory,
-            "envoy.yaml",
-            yaml.safe_load(yaml.safe_dump({"node": {"id": "a", "cluster": "b"}, "static_resources": static})),
-        )
-        envoy = subprocess.Popen(
-            [ENVOY, "-c", path, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warn"]
-        )
-        try:
-            until(lambda: _status(port) == 200)
-        finally:
-            envoy.terminate()
-            envoy.wait()
-            loop.run(_close(listening))
-            loop.close()
-        assert {one.header("authorization") for one in upstream.seen} == {"Bearer KEY"}
-
-
-async def _close(server: asyncio.Server) -> None:
-    server.close()
-
-
-def _status(port: int) -> int:
-    try:
-        headers = {"authorization": "Bearer nz_client"}
-        return httpx.get(f"http://127.0.0.1:{port}/api/tags", headers=headers, trust_env=False).status_code
-    except httpx.HTTPError:
-        return 0
