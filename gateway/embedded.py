@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import envoy_admin, probe
+from gateway import envoy_admin, log_sizes, probe
 from gateway.child import unprivileged_account
 from gateway.failure import Failure
 from gateway.part import Part
@@ -179,8 +179,8 @@ def valkey(home: Home) -> Part:
     )
 
 
-def envoy(config: Path, ready: Probe, admin: Path, *, threads: int | None = None) -> Part:
-    """`admin` is the Unix socket of the admin page in `config`."""
+def envoy(config: Path, ready: Probe, admin: Path, access_log: Path, *, threads: int | None = None) -> Part:
+    """`admin` is the Unix socket of the admin page in `config`, `access_log` the file that its lines go to."""
     return Part(
         name="envoy",
         argv=(
@@ -193,6 +193,7 @@ def envoy(config: Path, ready: Probe, admin: Path, *, threads: int | None = None
         ),
         env=plain_environment(),
         ready=ready,
+        before=partial(log_sizes.end_last_line, access_log),
         stage=EDGE,
         drain=partial(envoy_admin.drain, admin),
         advice="If its log names a setting, compare envoy/ in the data directory with the shipped files.",

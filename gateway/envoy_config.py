@@ -104,6 +104,7 @@ def adapt(
     otlp: str = "",
     upstream_key: str = "",
     upstream_ca: Path | None = None,
+    access_log: Path | None = None,
 ) -> Config:
     """The shipped configuration with these addresses and this limit.
 
@@ -111,7 +112,8 @@ def adapt(
     `max_envelope_bytes` and `address_rate` replace the shipped size of an envelope and the shipped limit for each
     client address. `options` of envoy.yaml are turned on; `otlp`, the URL of a collector's traces, turns tracing on.
     `upstream_key` is what the Ollama hosts demand (`write` puts it into a file of its own), `upstream_ca` what their
-    certificates are of. Raises ValueError on a URL that Envoy cannot be pointed at.
+    certificates are of. `access_log` is a file for the lines that go to standard output as shipped: a file can be
+    opened anew while Envoy runs. Raises ValueError on a URL that Envoy cannot be pointed at.
     """
     bootstrap = _load(shipped, [*options, "tracing"] if otlp else options)
     bootstrap["admin"]["address"] = admin.node()
@@ -125,6 +127,8 @@ def adapt(
         envoy_tracing.send_to(otlp, _manager(front), bootstrap["static_resources"]["clusters"])
     if address_rate is not None:
         _limit_addresses(front, address_rate)
+    if access_log is not None:
+        _log_into(_manager(front), access_log)
     every = [*upstreams, *(url for urls in (tier_upstreams or {}).values() for url in urls)]
     hosts = _load(clusters, options_for(every, upstream_key))
     add_tiers(_manager(front), hosts, tier_upstreams or {}, upstream_ca)
@@ -216,6 +220,14 @@ def _limit_addresses(listener: Node, rate: Rate) -> None:
         if http_filter["name"] == "envoy.filters.http.local_ratelimit":
             for bucket in _buckets(http_filter["typed_config"]):
                 bucket.update(max_tokens=rate.burst, tokens_per_fill=rate.per_second)
+
+
+def _log_into(manager: Node, path: Path) -> None:
+    for log in manager["access_log"]:
+        if log["name"] == "envoy.access_loggers.stdout":
+            log["name"] = "envoy.access_loggers.file"
+            log["typed_config"]["@type"] = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+            log["typed_config"]["path"] = str(path)
 
 
 def _buckets(settings: Node) -> Iterator[Node]:

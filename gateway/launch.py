@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gateway import durable, embedded, probe, running, server_key, session_secret, upstreams
+from gateway import durable, embedded, log_sizes, probe, running, server_key, session_secret, upstreams
 from gateway.failure import Failure
 from gateway.home import Home
 from gateway.part import Part
@@ -62,6 +62,7 @@ class Config:
     environment: Mapping[str, str] = field(default_factory=dict)  # further settings of the services
     certificate: Certificate | None = None  # the front door speaks TLS
     otlp_endpoint: str = ""  # Envoy and both services send their spans there
+    log_bytes: int = log_sizes.MAX_BYTES  # of one log file
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Launch:
         self._secrets: dict[str, str] = {}  # where the services find theirs
         self._home = Home.open(config.data_dir)
         self._metrics = self._home.path / "metrics"
+        self._access_log = self._home.logs / log_sizes.ACCESS_LOG
         self.database_url = config.database_url or embedded.postgres_url(self._home)
         self.redis_url = config.redis_url or embedded.redis_url(self._home)
 
@@ -124,7 +126,11 @@ class Launch:
                 started = await self._start(supervisor, port)
                 stack.enter_context(running.announced(started, to_user=config.announce))
                 await when_ready(Ready(started, supervisor, self._began))
-                await durable.keep_synced(home.append_only_files)  # until the supervisor raises
+                async with asyncio.TaskGroup() as kept:  # until the supervisor raises
+                    kept.create_task(durable.keep_synced(home.append_only_files))
+                    kept.create_task(
+                        log_sizes.keep_bounded(supervisor.logs, home.socket("envoy-admin"), config.log_bytes)
+                    )
 
     async def _look_outside(self) -> None:
         """What is not started here must answer already."""
@@ -155,7 +161,13 @@ class Launch:
         with self._step("envoy"):
             ready = _answers(f"{url}/healthz")
             await supervisor.start(
-                embedded.envoy(bootstrap.result(), ready, home.socket("envoy-admin"), threads=config.envoy_threads)
+                embedded.envoy(
+                    bootstrap.result(),
+                    ready,
+                    home.socket("envoy-admin"),
+                    self._access_log,
+                    threads=config.envoy_threads,
+                )
             )
         with self._step("whole path"):
             await _whole_path(f"{url}/readyz")
@@ -200,7 +212,7 @@ class Launch:
         passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         return passed | {
             "PYTHONUNBUFFERED": "1",
-            "PADDOCK_ACCESS_LOG_FILE": str(self._home.logs / "envoy.log"),
+            "PADDOCK_ACCESS_LOG_FILE": str(self._access_log),
             "PROMETHEUS_MULTIPROC_DIR": str(self._metrics),
             **self._config.environment,
             **self._secrets,
@@ -258,6 +270,7 @@ class Launch:
             upstream_key=self._upstream_key(),
             upstream_ca=self._upstream_ca(),
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
+            access_log=self._access_log,
         )
         return envoy_config.write(config, self._home.path / "envoy", self._config.certificate)
 

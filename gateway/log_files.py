@@ -1,4 +1,4 @@
-"""The parts' logs: one file a part, earlier starts beside it, and what to quote of one when its part has died."""
+"""The parts' logs: one file a part, what was before beside it, and what to quote of one when its part has died."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _RULE = re.compile(r"[-+ \d]+")
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """A directory of logs; the last few starts stay as .1 .2 .3"""
+    """A directory of logs. What was before stays as .1 .2 .3: of earlier starts, or of this one where it grew large
+    (`gateway.log_sizes`)."""
 
     directory: Path
 
@@ -39,10 +40,16 @@ class Logs:
         return self.directory / f"{name}.log"
 
     def rotate(self, name: str) -> None:
-        for age in range(_KEPT, 0, -1):
-            older = self.directory / (f"{name}.log.{age - 1}" if age > 1 else f"{name}.log")
-            with contextlib.suppress(FileNotFoundError):  # not that many starts yet
-                older.rename(self.directory / f"{name}.log.{age}")
+        """Make way for a new file of this name."""
+        self.shift(name)
+        with contextlib.suppress(FileNotFoundError):  # the first start
+            self.path(name).rename(self.directory / f"{name}.log.1")
+
+    def shift(self, name: str) -> None:
+        """Make way for a new .1"""
+        for age in range(_KEPT, 1, -1):
+            with contextlib.suppress(FileNotFoundError):  # not that many yet
+                (self.directory / f"{name}.log.{age - 1}").rename(self.directory / f"{name}.log.{age}")
 
     def open(self, name: str) -> int:
         return os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -170,6 +170,10 @@ class Supervisor:
         """Of the parts that run."""
         return {name: one.process.pid for name, one in self._children.items() if one.alive}
 
+    @property
+    def logs(self) -> Logs:
+        return self._logs
+
     def log(self, name: str) -> Path:
         return self._logs.path(name)
 

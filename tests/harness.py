@@ -197,7 +197,13 @@ METERED = frozenset(
 
 @contextlib.contextmanager
 def running(
-    directory: Path, *, restart: bool = False, workers: int = 1, threads: int | None = None, **environment: str
+    directory: Path,
+    *,
+    restart: bool = False,
+    workers: int = 1,
+    threads: int | None = None,
+    log_bytes: int = 64 << 20,
+    **environment: str,
 ) -> Iterator[Gateway]:
     """A gateway of one's own below `directory`. `restart`: parts that die are started again."""
     with Upstream() as upstream:
@@ -210,6 +216,7 @@ def running(
             address_rate=1_000_000,  # all clients of a test have one address
             announce=False,
             on_death=OnDeath.RESTART if restart else OnDeath.LEAVE,
+            log_bytes=log_bytes,
             environment={"PADDOCK_DISCOVERY_INTERVAL_SECONDS": "1", **environment},
         )
         with Instance(config) as instance:

@@ -11,6 +11,7 @@ from tests.harness import request_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.harness import Gateway
 
@@ -57,10 +58,32 @@ def test_the_stream_and_the_file_agree_on_when_a_request_began(lone: Gateway) ->
         lone.audit(request_id(response))
     time.sleep(1)  # the file is flushed twice a second
     told = {}
-    for line in lone.instance.log("envoy").read_text().splitlines():
+    for line in (lone.data_dir / "logs" / "access.log").read_text().splitlines():
         if line.startswith("{"):
             entry = json.loads(line)
             told[entry["request_id"]] = int(entry["started_us"])
     for response in responses:
         started = lone.audit(request_id(response))["started_at"]
         assert round(started.timestamp() * 1e6) == told[request_id(response)]
+
+
+def test_a_log_that_grows_is_renamed_and_no_line_is_lost(tmp_path: Path) -> None:
+    """Three new files while no policy runs: each refusal of Envoy's gets its row afterwards."""
+    with harness.running(tmp_path / "data", log_bytes=20_000) as gateway:
+        logs = gateway.data_dir / "logs"
+        http = gateway.http()
+        gateway.instance.kill("policy-0")
+        refused: list[str] = []
+        for age in (1, 2, 3):
+            refused += [request_id(http.post("/api/pull")) for _ in range(60)]  # some 700 bytes each
+            harness.eventually(lambda age=age: (logs / f"access.log.{age}").exists())  # type: ignore[misc]  # of this turn
+            harness.eventually((logs / "access.log").exists)
+        gateway.instance.restart("policy-0")
+        rows = harness.eventually(lambda: _all_there(gateway, refused), patience=60)
+        assert rows == {(one, "endpoint_blocked") for one in refused}
+
+
+def _all_there(gateway: Gateway, wanted: list[str]) -> set[tuple[str, str]] | None:
+    rows = gateway.sql("SELECT request_id, reason FROM audit WHERE request_id = ANY ($1)", wanted)
+    assert len(rows) <= len(wanted)
+    return {(row["request_id"], row["reason"]) for row in rows} if len(rows) == len(wanted) else None
