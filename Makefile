@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --exclude-newer "$(COOLDOWN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos bench format docs setup lock
+.PHONY: help demo test lint chaos hostile bench format docs setup lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ lint: $(BIN)/.develops ## format, lint, types and import rules
 
 chaos: $(BIN)/.develops ## a minute of requests while parts are killed, then an audit of the books (SECONDS=600, SEED=…)
 	$(BIN)/python -m tests.chaos.storm --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+hostile: $(BIN)/.develops ## fuzzing, malformed requests, floods and a soak, half an hour (FUZZ=360 REQUESTS=100000 SOAK=43200 ONLY=soak)
+	$(BIN)/python -m tests.hostile $(if $(ONLY),--only $(ONLY)) $(if $(FUZZ),--fuzz $(FUZZ)) \
+	  $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(SOAK),--soak $(SOAK)) $(if $(SEED),--seed $(SEED))
 
 bench: $(BIN)/.develops ## what the gateway costs, against a bare Envoy, into bench-results/ (ARGS='--skip-growth' is quicker)
 	$(BIN)/python -m tests.bench $(ARGS)
