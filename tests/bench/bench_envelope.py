@@ -1,11 +1,17 @@
 """Envelopes per second on one core, against the bare RSA-4096 private operation of the same library in the same run.
 
-    python tests/bench/bench_envelope.py [--seconds 5] [--plaintext 2000] [--client-bits 4096] [--goal 0.8]
+    python -m tests.bench.bench_envelope [--seconds 5] [--plaintext 2000] [--client-bits 4096] [--goal 0.8]
+    python -m tests.bench.bench_envelope --beside 20      # what plain requests notice of 20 envelopes a second
 
 One envelope is everything that the pure core does for a request: the client's key from its header, opening, answering
 metadata, sealing. One of each is measured in turn, so that a busy machine disturbs both alike, in CPU time of one
 thread. Judged is the best tenth, which other processes disturbed least (they cost caches, and Python more than RSA);
 the median is printed beside it. Exits 1 below the goal.
+
+`--beside` starts a whole gateway and times plain chats, one after the other, in turns with and without envelopes that
+arrive at that rate whatever becomes of those before, from a process of its own that gives way. Figures are medians over
+the turns, and the ratio is of one run. Client and upstream take of the same cores what they take: so on a small machine
+plain chats notice more than those of a gateway that has its cores for itself.
 """
 
 from __future__ import annotations
@@ -13,14 +19,20 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import multiprocessing
 import os
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from processor.client_key import parse_client_key
 from processor.envelope import OAEP, Opened, open_package, seal
@@ -28,10 +40,19 @@ from processor.envelope_metadata import add_metadata, response_metadata
 from processor.envelope_refusal import Refusal
 from processor.memory import Protection
 from processor.server_keys import generate_key
+from tests import harness
+from tests.bench.load import percentile
+from tests.sealing import Sender, chat, server_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
+    from multiprocessing.queues import Queue
+    from multiprocessing.synchronize import Event
 
+    from tests.harness import Client
+
+TURNS = 5  # of either kind
 PROTECTION = Protection("linux", memory_locking=True, secure_zeroing=True, core_dump_prevention=True)
 
 
@@ -59,8 +80,73 @@ def main() -> int:
     options.add_argument("--plaintext", type=int, default=2000, help="bytes of request and of answer")
     options.add_argument("--client-bits", type=int, default=4096)
     options.add_argument("--goal", type=float, default=0.8)
+    options.add_argument("--beside", type=float, metavar="RATE", help="envelopes a second beside plain chats")
     given = options.parse_args()
+    return ratio_of_costs(given) if given.beside is None else beside(given.beside, given.seconds)
 
+
+def beside(rate: float, length: float) -> int:
+    """Latencies of plain chats alone, and while `rate` envelopes a second arrive; turns of `length` seconds."""
+    alone: list[list[float]] = []
+    together: list[list[float]] = []
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory, harness.running(Path(directory) / "data") as gateway:
+        client, sender = gateway.client(), gateway.client()
+        server = server_key(gateway).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        going, over, answers = spawn.Event(), spawn.Event(), spawn.Queue()
+        process = spawn.Process(target=envelopes, args=(gateway.url, sender.key, server, rate, going, over, answers))
+        process.start()
+        answers.get()  # it is ready
+        for _ in range(TURNS):
+            alone.append(chats(client, length))
+            going.set()
+            together.append(chats(client, length))
+            going.clear()
+        over.set()
+        statuses = answers.get()
+        process.join()
+    assert set(statuses) == {200}, "an envelope was refused"
+    print(f"{len(statuses)} envelopes, {len(statuses) / (len(together) * length):.1f} a second")
+    for name, share in (("median", 0.5), ("99th percentile", 0.99)):
+        without, among = (median(percentile(turn, share) for turn in turns) for turns in (alone, together))
+        told = f"plain alone {without * 1e3:6.2f} ms   beside envelopes {among * 1e3:6.2f} ms"
+        print(f"{name:16} {told}   ratio {among / without:.2f}")
+    return 0
+
+
+def envelopes(url: str, key: str, server: bytes, rate: float, going: Event, over: Event, answers: Queue[Any]) -> None:
+    """While `going` is set, send envelopes; at last tell what became of them."""
+    os.nice(10)
+    public = load_pem_public_key(server)
+    assert isinstance(public, rsa.RSAPublicKey)
+    http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    sender = Sender(harness.Client(key, key[:12], "", http), public, private)
+    answers.put("ready")
+    under_way: list[Future[int]] = []
+    with ThreadPoolExecutor(16) as pool:
+        while not over.is_set():
+            if not going.wait(0.1):
+                continue
+            due = time.monotonic()
+            while going.is_set():
+                under_way.append(pool.submit(lambda: sender.send(chat("hi")).status_code))
+                due += 1 / rate
+                time.sleep(max(0.0, due - time.monotonic()))
+    answers.put([work.result() for work in under_way])
+
+
+def chats(client: Client, length: float) -> list[float]:
+    found = []
+    end = time.monotonic() + length
+    while time.monotonic() < end:
+        begun = time.perf_counter()
+        assert client.chat("hi").status_code == 200
+        found.append(time.perf_counter() - begun)
+    return found
+
+
+def ratio_of_costs(given: argparse.Namespace) -> int:
     server = generate_key()
     client = rsa.generate_private_key(public_exponent=65537, key_size=given.client_bits)
     header = quote(client.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
