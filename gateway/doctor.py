@@ -184,7 +184,8 @@ def _ready(answer: httpx.Response) -> list[Result]:
     mend = {
         "postgresql": "Policy does not reach PostgreSQL: PADDOCK_DATABASE_URL of the policy service.",
         "redis": "Policy does not reach Redis: PADDOCK_REDIS_URL of the policy service.",
-        "ollama": "No Ollama answers policy: PADDOCK_UPSTREAMS of the policy service; is Ollama running?",
+        "ollama": "No Ollama answers policy: PADDOCK_UPSTREAMS of the policy service; is Ollama running? "
+        "Does it demand a key (PADDOCK_UPSTREAM_KEY)?",
     }
     try:
         checks = dict(answer.json()["checks"])

@@ -105,6 +105,10 @@ def test_the_shipped_file_speaks_tls(tmp_path_factory: pytest.TempPathFactory) -
 
     try:
         until(healthy, (directory / "log").read_text)
+        look = yaml.safe_load((SHIPPED.parent / "compose.yaml").read_text(encoding="utf-8"))
+        command = look["services"]["envoy"]["healthcheck"]["test"][1:]
+        command = [word.replace("127.0.0.1/9901", f"127.0.0.1/{admin}").replace("$$", "$") for word in command]
+        assert subprocess.run(command, check=False, timeout=10).returncode == 0, "compose would call it unhealthy"
         before = shown()
         chain, key = authority.issue("front")
         key.rename(directory / "tls" / "key.pem")
