@@ -18,6 +18,7 @@ from policy.rules.faults import DatabaseDown, StoreDown
 from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan, judge, rate_headers
 from policy.rules.keys import credential
+from policy.rules.logs import redact_path
 from policy.rules.requests import Ask, Endpoint, Refusal
 from policy.rules.subject import Subject
 from policy.rules.tiers import HEADER as TIER_HEADER
@@ -149,12 +150,13 @@ class Evaluator:
         if ask is None:
             return await self._admit(plan, endpoint, None)
         key = plan.key
-        plan = replace(plan, model=ask.model)
+        installed = self.models.models.get(ask.model)
+        # A name that no upstream has is the client's own words, perhaps a key in the wrong field: it is kept cut.
+        plan = replace(plan, model=redact_path(ask.model) if installed is None else ask.model)
         if not self.models.models and not self.models.reachable:
             # Nothing is known because nothing answers: said before permissions are looked at, so of every model alike.
             self.models.refresh_soon()
             return await self.refuse(plan, Reason.UPSTREAM)
-        installed = self.models.models.get(ask.model)
         if installed is None or not key.may_use(ask.model):
             if installed is None:
                 self.models.refresh_soon()

@@ -62,9 +62,8 @@ def test_nothing_secret_is_written(gateway: Gateway) -> None:
     rows = gateway.sql(
         "SELECT a::text AS text FROM audit a WHERE request_id = ANY ($1)", [request_id(a) for a in answers]
     )
-    logs = "".join(
-        gateway.instance.log(part).read_text() for part in ("policy-0", "processor-0", "envoy", "postgres", "valkey")
-    )
+    eventually(lambda: request_id(answers[-1]) in access_log(gateway))
+    logs = written(gateway)
     store = gateway.redis()
     kept = b"".join(store.dump(name) or b"" for name in store.keys("pd:*"))
     store.close()
@@ -77,11 +76,36 @@ def test_nothing_secret_is_written(gateway: Gateway) -> None:
     assert f"say {word}" not in logs + kept.decode("latin-1") + metrics
 
 
+def access_log(gateway: Gateway) -> str:
+    return (gateway.data_dir / "logs" / "access.log").read_text()
+
+
+def written(gateway: Gateway) -> str:
+    """All logs of the instance."""
+    return "".join(path.read_text(errors="replace") for path in (gateway.data_dir / "logs").iterdir())
+
+
 def test_a_key_in_a_path_is_cut_to_its_prefix(gateway: Gateway) -> None:
     client = gateway.client()
     row = gateway.audit(request_id(client.http.get(f"/v1/{client.key}")))
     assert client.prefix in row["endpoint"]
     assert client.key[12:] not in row["endpoint"]
+
+
+def test_a_key_where_a_model_belongs_is_cut_to_its_prefix(gateway: Gateway) -> None:
+    client = gateway.client()
+    answers = [
+        client.http.get(f"/v1/models/{client.key}"),
+        client.chat("x", model=client.key),
+        client.http.post("/api/show", json={"model": client.key}),
+    ]
+    for answer in answers:
+        row = gateway.audit(request_id(answer))
+        assert row["reason"] == "model_not_available"
+        assert row["model"] == f"{client.prefix.lower()}…:latest", "names are compared in lower case"
+    eventually(lambda: all(request_id(answer) in access_log(gateway) for answer in answers))
+    assert client.key[12:] not in written(gateway)
+    assert client.key[12:].lower() not in written(gateway).lower()
 
 
 HOSTILE = (
