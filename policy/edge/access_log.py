@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
-from policy.rules.events import Finished, local_reason
+from policy.rules.events import Finished, local_reason, unjudged_id
 from policy.rules.logs import redact_path
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def _entry(entry: Any) -> Finished | None:
     name = AUTHZ if AUTHZ in metadata else next((one for one in metadata if one.startswith(f"{AUTHZ}/")), None)
     authz = metadata[name].fields if name is not None else {}
     text = {name: authz[name].string_value for name in authz}
+    if not text:
+        request_id = unjudged_id(request_id)
     grant = text.get("grant", "")
     held: dict[str, Any] = json.loads(grant) if grant else {}
     settled = "paddock" in metadata and "settled" in metadata["paddock"].fields

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from policy.rules.events import Finished, local_reason
+from policy.rules.events import Finished, local_reason, unjudged_id
 from policy.rules.logs import redact_path
 
 _TEXT_MAX = 200
@@ -30,6 +30,8 @@ def parse(line: bytes) -> Finished | None:
         return None
     if not isinstance(request_id, str) or not request_id:
         return None
+    if not any(entry.get(name) for name in ("tenant", "reason", "recorded")):
+        request_id = unjudged_id(request_id)
     reached = bool(entry.get("upstream")) and entry.get("route") not in _OWN_PAGES
     admitted = bool(entry.get("tenant")) and not entry.get("reason")
     refused = status >= 400 and not reached and not admitted

@@ -1,7 +1,7 @@
 """Malformed HTTP/1.1, class by class. Every request carries its canary where bodies, headers and queries are.
 
-No canary stands in a path or a method, which are logged, nor in two headers that Envoy takes for the request's id and
-path where it refuses a request before it has taken them off (one without a host).
+No canary stands in a path or a method, which are logged, nor in the header that Envoy takes for the request's path
+where it refuses a request before it has taken it off (one without a host).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _headers(make: Maker) -> tuple[bytes, bool]:
         f"upgrade: {make.canary}",
         f"te: {make.canary}",
         f"x-a: {make.canary}\ny: z",
-        "x-request-id: x",
+        f"x-request-id: {make.canary}",
         "x-envoy-original-path: /api/pull",
         f"x-paddock-grant: {make.canary}",
         f"cookie: {make.canary}",

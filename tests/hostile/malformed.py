@@ -33,6 +33,7 @@ _STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 _PATIENCE = 0.4  # seconds that an answer has before the client hangs up, where the server may wait for more
 _CLOSED_WITHIN = 30.0
 _READY = "/readyz"  # it says 503 while the gateway starts, to whoever started it
+_TOO_EARLY = "missing_host_header"  # refused before Envoy replaces X-Request-ID: its own log has the client's
 _NAMED = ("model",)  # fields that hold a word of the client's: which model it asked for
 
 
@@ -169,9 +170,9 @@ def _logs(gateway: Gateway) -> Iterator[str]:
                     yield f"{path.name}: {line[:400]}"
                 if not CANARY.search(line):
                     continue
-                told = (
-                    json.dumps({name: value for name, value in entry.items() if name not in _NAMED}) if entry else line
-                )
+                named = (*_NAMED, "request_id") if entry.get("details") == _TOO_EARLY else _NAMED
+                kept = {name: value for name, value in entry.items() if name not in named}
+                told = json.dumps(kept) if entry else line
                 if CANARY.search(told):
                     yield f"{path.name}: {line[:400]}"
 

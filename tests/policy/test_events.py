@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.rules.events import LONGEST_TEXT, Event, Waiting, batch, read
+from policy.rules.events import LONGEST_TEXT, Event, Waiting, batch, read, unjudged_id
 
 WHO = {"s": "1800000000123457", "t": 7, "tn": "acme", "k": 9, "kp": "nz_abcdefghi", "model": "m", "ep": "/api/chat"}
 ADMITTED = {"id": "r", **WHO, "addr": "192.0.2.1", "mode": "reserve", "reason": ""}
@@ -119,3 +120,11 @@ def test_nothing_but_a_value_error_comes_of_garbage(fields: dict[bytes, bytes]) 
 
 def test_a_batch_knows_its_last_event() -> None:
     assert Waiting(1, "e", ((b"1-0", {}), (b"2-5", {}))).last == "2-5"
+
+
+@pytest.mark.parametrize("text", ["", "x", "a b", "5C4B1A5E-0000-4000-8000-000000000000", "é" * 9000])
+def test_no_client_names_a_request_that_policy_never_saw(text: str) -> None:
+    ours = "5c4b1a5e-0000-4000-8000-000000000000"
+    assert unjudged_id(ours) == ours
+    assert unjudged_id(text) == unjudged_id(text) != text
+    assert str(UUID(unjudged_id(text))) == unjudged_id(text)
