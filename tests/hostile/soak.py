@@ -203,8 +203,8 @@ _KINDS: dict[str, tuple[int, Callable[[httpx.AsyncClient, Sender, random.Random]
     "session": (6, _session),
     "list": (6, _list),
 }
-# Sessions of one address are bounded in number. A wrong key that waits for its argon2 longer than Envoy waits for policy
-# is refused by Envoy, with 503: on a busy machine some are. Everything else has one answer.
+# Sessions of one address are bounded in number. A wrong key that waits for its argon2 longer than Envoy waits for
+# policy is refused by Envoy, with 503: on a busy machine some are. Everything else has one answer.
 _EXPECTED = {
     "wrong key": ("401", "503"),
     "malformed": ("400",),
