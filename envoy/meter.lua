@@ -902,3 +902,202 @@ local function error_body(code, kind, message, request_id) -- the one error shap
 end
 
 paddock = { meter = meter, clean_status = clean_status, error_body = error_body }
+
+-- Envoy's two calls --------------------------------------------------------------------------------------------------------
+-- A request comes here admitted: policy's grant is in the metadata of ext_authz, which no client can write. What the grant
+-- says to change in the body is changed; the answer is read as it passes, and settled with processor in one call, for
+-- which its last piece waits. Notes for the access log, in the metadata `paddock`, let policy settle what processor could
+-- not: `meter` (that this filter was there), `deltas` so far, `used` (the reading), `settled`.
+--
+-- An error in a script lets everything pass, so nothing here may raise: what reads an upstream's bytes is called
+-- protected, and where it fails the answer ends and all that was reserved is charged.
+
+local AUTHZ, OWN = "envoy.filters.http.ext_authz", "paddock"
+local SERVICE = "processor_edge"
+local SETTLE = {[":method"] = "POST", [":path"] = "/settle", [":authority"] = "processor"}
+local PATIENCE_MS = 6000 -- processor itself gives a store that is down five seconds
+
+local function note(handle, name, value) handle:streamInfo():dynamicMetadata():set(OWN, name, value) end
+
+local function noted(handle, name)
+  local held = handle:streamInfo():dynamicMetadata():get(OWN)
+  return held and held[name]
+end
+
+local function granted(handle) -- the grant's text
+  local held = handle:streamInfo():dynamicMetadata():get(AUTHZ)
+  return held and held.grant
+end
+
+local function refuse(handle)
+  note(handle, "refused", "1")
+  handle:respond({[":status"] = "503"}, paddock.error_body(503, "unavailable", "temporarily unavailable", ""))
+end
+
+-- Without processor there is no service: what it said lately counts, for half a second, so that a busy gateway asks rarely.
+local ALIVE = {[":method"] = "GET", [":path"] = "/alive", [":authority"] = "processor"}
+local FRESH_MS = 500
+local heard = 0 -- by this thread of Envoy's, in milliseconds
+
+local function alive(handle)
+  local age = handle:timestamp() - heard
+  if age >= 0 and age < FRESH_MS then return true end
+  for _ = 1, 3 do -- another worker may live
+    local reply = handle:httpCall(SERVICE, ALIVE, nil, 1000)
+    if reply and reply[":status"] == "200" then
+      heard = handle:timestamp()
+      return true
+    end
+  end
+  return false
+end
+
+-- The body with every splice made, as policy/rules/splices.py; nil where they do not fit it.
+local function spliced(body, splices)
+  local out, at = {}, 0
+  for _, splice in ipairs(splices) do
+    local offset, length, text = splice[1], splice[2], splice[3]
+    if length < 0 or offset < at or offset + length > #body then return nil end
+    out[#out + 1] = sub(body, at + 1, offset)
+    out[#out + 1] = text
+    at = offset + length
+  end
+  out[#out + 1] = sub(body, at + 1)
+  return concat(out)
+end
+
+function envoy_on_request(handle)
+  local text = granted(handle)
+  if not text or not find(text, '"duty":"meter"', 1, true) then return refuse(handle) end
+  note(handle, "meter", "1")
+  if not alive(handle) then return refuse(handle) end
+  if find(text, '"splices":[]', 1, true) then return end
+  local grant = parse(text)
+  local body = grant and handle:body()
+  local changed = body and spliced(body:getBytes(0, body:length()), grant.splices)
+  if not changed then return refuse(handle) end -- made for another body: what was judged is not what came
+  body:setBytes(changed)
+  handle:headers():replace("content-length", format("%d", #changed))
+end
+
+-- What was used, in the words of policy/rules/metering.py.
+local function reading(meter, grant, status, ttft)
+  local usage = meter:usage()
+  local fields = {format('"st":%d', status)}
+  local outcome = usage.failed and "upstream_error" or meter.cut and "cut" or "completed"
+  local completion = usage.completion
+  if not usage.readable then outcome, completion, usage.prompt, usage.exact = "unreadable", grant.cap, nil, false end
+  if usage.prompt then fields[#fields + 1] = format('"p":%.0f', usage.prompt) end
+  fields[#fields + 1] = format('"c":%.0f,"x":%s,"outcome":"%s"', completion, tostring(usage.exact), outcome)
+  if ttft then fields[#fields + 1] = format('"ttft":%.0f', math.max(ttft, 0)) end
+  if usage.readable then
+    fields[#fields + 1] = format('"load":%.0f,"prompt":%.0f,"eval":%.0f', usage.load, usage.prompt_eval, usage.eval)
+  end
+  return "{" .. concat(fields, ",") .. "}"
+end
+
+local function settle(handle, text, used)
+  note(handle, "used", used)
+  for _ = 1, 2 do -- a worker that is just being replaced refuses once
+    local reply = handle:httpCall(SERVICE, SETTLE, text .. "\n" .. used, PATIENCE_MS)
+    if reply and reply[":status"] == "200" then
+      heard = handle:timestamp()
+      return note(handle, "settled", "1")
+    end
+    if reply and reply[":status"] == "202" then return end
+  end
+end
+
+-- An upstream's error, in our words.
+local function replace(handle, text, grant, status)
+  local code, kind, message = paddock.clean_status(status)
+  local body = paddock.error_body(code, kind, message, grant.request_id)
+  local headers = handle:headers()
+  headers:remove("content-encoding")
+  headers:remove("transfer-encoding")
+  headers:replace(":status", format("%d", code))
+  headers:replace("content-type", "application/json")
+  headers:replace("content-length", format("%d", #body))
+  if code == 503 then headers:replace("retry-after", "1") end
+  handle:body(true):setBytes(body)
+  settle(handle, text, format('{"st":%d,"p":0,"c":0,"x":true,"outcome":"upstream_error"}', status))
+end
+
+local function since(handle, grant) -- microseconds
+  return tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND)) - grant.started_at
+end
+
+-- The meter fails on no input; should it, nothing more passes, and the reading says that nothing was read.
+local function guarded(handle, meter, bytes, final)
+  local fine, instead = pcall(meter.feed, meter, bytes, final)
+  if fine then return instead end
+  handle:logErr("the meter failed")
+  meter.feed = function() return "" end
+  meter.usage = function() return { readable = false } end
+  return ""
+end
+
+local function read_document(handle, text, grant, meter, status)
+  local body = handle:body()
+  local ttft = since(handle, grant)
+  local instead = guarded(handle, meter, body and body:getBytes(0, body:length()) or "", true)
+  if instead and body then
+    body:setBytes(instead)
+    handle:headers():replace("content-length", format("%d", #instead))
+  end
+  settle(handle, text, reading(meter, grant, status, ttft))
+end
+
+local function read_stream(handle, text, grant, meter, status, length)
+  local seen, noted, over, settled = 0, 0, false, false
+  local ttft, last, tail
+  note(handle, "deltas", 0)
+  for chunk in handle:bodyChunks() do
+    if not settled then
+      local size = chunk:length()
+      seen = seen + size
+      local final = size == 0 or seen == length -- Envoy hands over an empty piece at the end, and nowhere else
+      local bytes = size > 0 and chunk:getBytes(0, size) or ""
+      ttft = ttft or since(handle, grant)
+      local instead = guarded(handle, meter, bytes, final)
+      if instead then chunk:setBytes(instead) end
+      if meter.deltas ~= noted then
+        noted = meter.deltas
+        note(handle, "deltas", noted)
+      end
+      last, tail = chunk, instead or bytes
+      if final then
+        settled = true
+        settle(handle, text, reading(meter, grant, status, ttft))
+      elseif not over and meter.finished then
+        over = true -- many clients leave here, and do not wait for the end of the stream
+        note(handle, "used", reading(meter, grant, status, ttft))
+      end
+    end
+  end
+  if settled then return end
+  -- It ended with a piece that was not empty, or by trailers, and then that piece is gone.
+  local instead = guarded(handle, meter, "", true)
+  if instead and last then pcall(last.setBytes, last, tail .. instead) end
+  settle(handle, text, reading(meter, grant, status, ttft))
+end
+
+function envoy_on_response(handle)
+  local text = granted(handle)
+  local grant = text and parse(text)
+  if not grant or noted(handle, "refused") then return end -- refused, here or before
+  local headers = handle:headers()
+  local status = tonumber(headers:get(":status")) or 0
+  if status < 200 or status > 299 then return replace(handle, text, grant, status) end
+  local meter = paddock.meter({
+    endpoint = grant.endpoint, content_type = headers:get("content-type") or "",
+    content_encoding = headers:get("content-encoding") or "", hide_usage = grant.hide_usage, cap = grant.cap,
+    prompt_estimate = grant.prompt_tokens,
+  })
+  if not meter then return replace(handle, text, grant, 502) end
+  local length = tonumber(headers:get("content-length") or "")
+  if not meter.streams and length and length <= WHOLE then return read_document(handle, text, grant, meter, status) end
+  -- What is taken out or put in makes a stated length wrong.
+  headers:remove("content-length")
+  read_stream(handle, text, grant, meter, status, length)
+end

@@ -154,6 +154,12 @@ def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
         metavar="HOST:PORT",
         help="send traces to the OTLP/HTTP receiver of a collector (default: PADDOCK_OTLP_ENDPOINT, else none)",
     )
+    parser.add_argument(
+        "--metering",
+        choices=("envoy", "processor"),
+        default="envoy",
+        help="who reads the usage of plain answers: Envoy itself, or processor, as in a mesh (default: %(default)s)",
+    )
     parser.add_argument("--restart", action="store_true", help="start a part again when it dies, instead of stopping")
 
 

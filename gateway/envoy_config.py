@@ -11,6 +11,7 @@ import copy
 import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -22,12 +23,12 @@ from gateway.envoy_upstreams import key_from, key_secret, ollama_cluster, option
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from gateway.envoy_tls import Certificate
 
 Node = dict[str, Any]  # a YAML mapping: its shape is Envoy's to check, not mypy's
 
+METER = "envoy.filters.http.lua"
 # The route may hold a body, and what an earlier filter adds to it, in one piece.
 _BUFFER_SLACK = 64 * 1024
 
@@ -95,6 +96,7 @@ def adapt(
     policy: Sequence[Address],
     policy_http: Sequence[Address],
     processor: Sequence[Address],
+    processor_edge: Sequence[Address],
     upstreams: Sequence[str],
     max_request_body_bytes: int,
     max_envelope_bytes: int | None = None,
@@ -105,6 +107,7 @@ def adapt(
     upstream_key: str = "",
     upstream_ca: Path | None = None,
     access_log: Path | None = None,
+    metering: str = "envoy",
 ) -> Config:
     """The shipped configuration with these addresses and this limit.
 
@@ -113,14 +116,20 @@ def adapt(
     client address. `options` of envoy.yaml are turned on; `otlp`, the URL of a collector's traces, turns tracing on.
     `upstream_key` is what the Ollama hosts demand (`write` puts it into a file of its own), `upstream_ca` what their
     certificates are of. `access_log` is a file for the lines that go to standard output as shipped: a file can be
-    opened anew while Envoy runs. Raises ValueError on a URL that Envoy cannot be pointed at.
+    opened anew while Envoy runs. `metering` is `envoy`, as shipped, or `processor`: then no route turns the meter on.
+    Raises ValueError on a URL that Envoy cannot be pointed at.
     """
     bootstrap = _load(shipped, [*options, "tracing"] if otlp else options)
     bootstrap["admin"]["address"] = admin.node()
     front = bootstrap["static_resources"]["listeners"][0]
     front["address"] = listen.node()
-    for name, addresses in (("policy", policy), ("policy_http", policy_http), ("processor", processor)):
+    for name, addresses in (
+        ("policy", policy), ("policy_http", policy_http), ("processor", processor), ("processor_edge", processor_edge),
+    ):  # fmt: skip
         _move(_cluster(bootstrap, name), addresses)
+    _find_meter(front, shipped.parent)
+    if metering == "processor":
+        _without_meter(front)
     _limit_bodies(front, max_request_body_bytes)
     limit_envelopes(_manager(front), max_envelope_bytes, plain=max_request_body_bytes, slack=_BUFFER_SLACK)
     if otlp:
@@ -213,6 +222,22 @@ def _limit_bodies(listener: Node, limit: int) -> None:
         for route in host["routes"]:
             if "request_body_buffer_limit" in route:  # a route that also holds whole answers keeps the larger figure
                 route["request_body_buffer_limit"] = max(route["request_body_buffer_limit"], limit + _BUFFER_SLACK)
+
+
+def _find_meter(listener: Node, directory: Path) -> None:
+    """The script lies beside the configuration."""
+    for http_filter in _manager(listener)["http_filters"]:
+        if http_filter["name"] == METER:
+            source = http_filter["typed_config"]["default_source_code"]
+            source["filename"] = str((directory / Path(source["filename"]).name).resolve())
+
+
+def _without_meter(listener: Node) -> None:
+    for host in _manager(listener)["route_config"]["virtual_hosts"]:
+        for route in host["routes"]:
+            filters = route.get("typed_per_filter_config", {})
+            if filters.pop(METER, None) is not None:
+                del filters["envoy.filters.http.ext_proc"]
 
 
 def _limit_addresses(listener: Node, rate: Rate) -> None:

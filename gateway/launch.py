@@ -35,7 +35,7 @@ _GRACE_SECONDS = 40.0  # a service finishes its streams (PADDOCK_GRACE_SECONDS),
 # Setting and socket of each listener of a service.
 _LISTENERS = {
     "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
-    "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor"},
+    "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor", "PADDOCK_PROCESSOR_EDGE_LISTEN": "processor-edge"},
 }
 _PYTHON = (sys.executable, "-P", "-m")  # -P: modules never come from the directory the operator happens to be in
 # What must not reach the services: the client's own key, and what they are told here.
@@ -63,6 +63,7 @@ class Config:
     certificate: Certificate | None = None  # the front door speaks TLS
     otlp_endpoint: str = ""  # Envoy and both services send their spans there
     log_bytes: int = log_sizes.MAX_BYTES  # of one log file
+    metering: str = "envoy"  # or processor: where the answers of models are metered
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,7 @@ class Launch:
             policy=sockets("policy"),
             policy_http=sockets("policy-http"),
             processor=sockets("processor"),
+            processor_edge=sockets("processor-edge"),
             upstreams=urls,
             max_request_body_bytes=self._body_limit(),
             max_envelope_bytes=int(self._set("PADDOCK_MAX_ENVELOPE_BYTES") or 0) or None,
@@ -269,6 +271,7 @@ class Launch:
             otlp=otlp_url(self._otlp_endpoint()) if self._otlp_endpoint() else "",
             upstream_key=self._upstream_key(),
             upstream_ca=self._upstream_ca(),
+            metering=self._config.metering,
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
             access_log=self._access_log,
         )

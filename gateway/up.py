@@ -76,6 +76,7 @@ def _config(args: argparse.Namespace, urls: tuple[str, ...], *, demo: bool = Fal
         workers=args.workers,
         address_rate=args.address_rate,
         otlp_endpoint=_otlp_endpoint(args),
+        metering=args.metering,
         demo=demo,
         database_url=os.environ.get("PADDOCK_DATABASE_URL") or None,
         redis_url=os.environ.get("PADDOCK_REDIS_URL") or None,

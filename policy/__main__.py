@@ -50,6 +50,7 @@ from policy.rules import logs
 from policy.rules.faults import DatabaseDown
 from policy.rules.session_token import Secret
 from policy.rules.settings import listen_address
+from policy.rules.speeds import Speeds
 from policy.settings import PolicySettings
 from policy.stores import redis
 from policy.stores.access_file import AccessFile
@@ -109,11 +110,12 @@ async def serve(settings: PolicySettings) -> None:
             access=Access(settings.upstream_key.get_secret_value(), settings.upstream_ca_file),
         )
         keyring = Keyring(TimedKeys(postgres, observe), hashing)
+        speeds = Speeds()
         ledger = Ledger(
             counters, TimedRows(tables, observe), retention_days=settings.retention_days,
-            kept=redis.REFUSALS_KEPT, observer=metrics,
+            kept=redis.REFUSALS_KEPT, observer=metrics, speeds=speeds,
         )  # fmt: skip
-        journal = Journal(counters)
+        journal = Journal(counters, speeds)
         evaluator = Evaluator(
             keyring, discovery, counters, Seeds(read_seeds_timed),
             settings.default_max_tokens, metrics.tallied, bool(settings.server_key_dir) and settings.secure_inference,

@@ -9,6 +9,7 @@ import logging
 import logging.config
 import secrets
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from pydantic import ValidationError
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
 from policy.admission.upstreams import Access
+from policy.edge import http_server, listening
 from policy.edge.listening import listen
+from policy.edge.small_http import SmallServer, response
 from policy.edge.traced import tracing_to
 from policy.rules import logs
 from policy.rules.decision import Deny, Reason
@@ -33,6 +36,7 @@ from policy.stores.timed import TimedCounters
 from processor import memory
 from processor.edge import metrics
 from processor.edge.server import ExternalProcessor, handler
+from processor.edge.settle import MAX_BYTES, Settlements
 from processor.edge.tracing import TracedCounters, TracedExchanges
 from processor.envelopes import Envelopes, Limits
 from processor.replays import Replays
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from datetime import datetime
 
+    from policy.edge.small_http import Call
+    from policy.edge.tracing import Tracing
     from policy.rules.settlement import Known
     from policy.stores.timed import Observe
 
@@ -87,6 +93,7 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
         async with asyncio.TaskGroup() as tasks:
             parts = [tasks.create_task(settling.run(), name="settling")]
             await listen(server, listen_address(settings.processor_listen), settings.tls)
+            edge = await _serve_edge(settings, Settlements(settling, observer, tracing), tracing)
             log.info("serving", extra={"listen": settings.processor_listen})
             if sealing is not None:  # not sooner: a first key takes a second of CPU to make
                 parts += [tasks.create_task(part) for part in sealing.parts()]
@@ -94,6 +101,7 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
             log.info("stopping", extra={"unsettled": settling.waiting})
             await asyncio.sleep(settings.drain_seconds)
             await server.stop(settings.grace_seconds)
+            await edge.close(settings.grace_seconds)
             try:
                 async with asyncio.timeout(SETTLE_SECONDS):
                     await settling.drain()
@@ -108,6 +116,24 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
         await counters.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
+
+
+async def _serve_edge(settings: ProcessorSettings, settlements: Settlements, tracing: Tracing | None) -> SmallServer:
+    """Where Envoy's own meter settles."""
+    replies = {status: response(status) for status in (200, 202, 400, 404)}
+
+    async def answer(call: Call) -> bytes:
+        traceparent = dict(call.headers).get(b"traceparent", b"") if tracing is not None else b""
+        if tracing is None or not traceparent:
+            return replies[await settlements.take(call.method, call.target, call.body)]
+        with tracing.call("Settle", traceparent.decode("ascii", "replace")):
+            return replies[await settlements.take(call.method, call.target, call.body)]
+
+    edge = SmallServer(answer, MAX_BYTES)
+    bound = http_server.bind(listen_address(settings.processor_edge_listen))
+    own_tls = settings.tls is not None and bound.family != socket.AF_UNIX
+    await edge.start(bound, listening.context(settings.tls) if settings.tls is not None and own_tls else None)
+    return edge
 
 
 class _NoKeys:

@@ -20,7 +20,7 @@ from processor.usage import meter_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from processor.speeds import Speeds
+    from policy.rules.speeds import Speeds
     from processor.usage import Meter
 
 

@@ -19,6 +19,10 @@ class ProcessorSettings(SharedSettings):
     processor_listen: str = Field(
         default="127.0.0.1:9003", description="Where ext_proc is answered: host:port or unix:/path."
     )
+    processor_edge_listen: str = Field(
+        default="127.0.0.1:9005",
+        description="Where Envoy hands over what it metered by itself: host:port or unix:/path.",
+    )
     processor_metrics_listen: str = Field(
         default="",
         description="host:port of processor's own metrics; empty where policy's /metrics shows them too (see metrics).",

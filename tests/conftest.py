@@ -19,6 +19,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Gatewa
         yield running
 
 
+@pytest.fixture(scope="session")
+def processor_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Gateway]:
+    """Another, whose plain answers go through processor, as they do in a mesh."""
+    with harness.running(tmp_path_factory.mktemp("processor") / "data", metering="processor") as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def sender(gateway: harness.Gateway) -> Callable[..., sealing.Sender]:
     """Makes envelope clients of the shared gateway: with a new key of a new tenant that has these options, or for a

@@ -203,9 +203,11 @@ def running(
     workers: int = 1,
     threads: int | None = None,
     log_bytes: int = 64 << 20,
+    metering: str = "envoy",
     **environment: str,
 ) -> Iterator[Gateway]:
-    """A gateway of one's own below `directory`. `restart`: parts that die are started again."""
+    """A gateway of one's own below `directory`. `restart`: parts that die are started again. `metering` is of plain
+    answers: by Envoy's own meter, as shipped, or by processor."""
     with Upstream() as upstream:
         config = Config(
             data_dir=directory,
@@ -215,6 +217,7 @@ def running(
             envoy_threads=threads,
             address_rate=1_000_000,  # all clients of a test have one address
             announce=False,
+            metering=metering,
             on_death=OnDeath.RESTART if restart else OnDeath.LEAVE,
             log_bytes=log_bytes,
             environment={"PADDOCK_DISCOVERY_INTERVAL_SECONDS": "1", **environment},

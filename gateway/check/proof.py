@@ -16,6 +16,7 @@ from gateway.check import bodies, edge, filters, routes, tracing, upstreams
 from gateway.check.document import Document, Plain, Unreadable, read
 from gateway.check.site import Finding, Rule, Site
 from gateway.check.typed import Typed
+from gateway.launch import shipped_envoy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = tuple(
 )
 _UNREADABLE = "unreadable"
 _CLUSTER_URL = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+METER_FILE = "meter.lua"
 _PATIENCE = 60  # seconds for `envoy --mode validate`
 
 
@@ -73,6 +75,7 @@ def validated(main: Document, others: Sequence[Document], envoy: Path) -> Findin
     static = dict(static) if isinstance(static, dict) else {}
     static["clusters"] = [*_listed(static.get("clusters")), *(one for other in others for one in _folded(other))]
     whole["static_resources"] = static
+    _point_at_meter(whole)
     with tempfile.TemporaryDirectory(prefix="paddock-check-") as directory:
         path = Path(directory) / "envoy.yaml"
         path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
@@ -94,6 +97,19 @@ def validated(main: Document, others: Sequence[Document], envoy: Path) -> Findin
         return None
     words = " ".join((done.stderr or done.stdout).split())
     return Finding(main.name, 1, "envoy", f"Envoy does not take it: {words[:500]}", mend="correct what it names")
+
+
+def _point_at_meter(value: Plain) -> None:
+    """The meter's script, where it does not lie on this machine as it will on Envoy's: the shipped one."""
+    if isinstance(value, list):
+        for one in value:
+            _point_at_meter(one)
+    elif isinstance(value, dict):
+        name = value.get("filename")
+        if isinstance(name, str) and Path(name).name == METER_FILE and not Path(name).exists():
+            value["filename"] = str(shipped_envoy() / METER_FILE)
+        for one in value.values():
+            _point_at_meter(one)
 
 
 def _listed(value: Plain) -> list[Plain]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from policy.rules.events import read
 from policy.rules.faults import DatabaseDown, StoreDown
 from policy.rules.settlement import Settlement
+from policy.rules.speeds import Speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 BATCH = 1000  # events in one transaction
 SWEEP_SECONDS = 1.0
+RENEWED_SECONDS = 6.0  # in which Envoy's log stream comes back and its file is read; see `policy.admission.recovery`
+UNSEEN_SECONDS = (
+    0.5  # half of what passes between two signs of life of an answer (envoy.yaml: access_log_flush_interval)
+)
 HOUSEKEEPING_SECONDS = 20.0
 FAULT_SECONDS = 5.0  # how long the books rest after a fault that nobody foresaw
 
@@ -79,14 +84,17 @@ class Ledger:
     """Carries events to rows while it leads. `kept` refusals of an address and minute have rows of their own."""
 
     def __init__(
-        self, events: Events, rows: Rows, *, retention_days: int, kept: int, observer: Observer | None = None
-    ) -> None:
+        self, events: Events, rows: Rows, *, retention_days: int, kept: int, observer: Observer | None = None,
+        speeds: Speeds | None = None,
+    ) -> None:  # fmt: skip
         self._events = events
         self._rows = rows
         self._retention_days = retention_days
         self._kept = kept
         self._observer = observer or _Unobserved()
-        self._swept = self._kept_house = 0.0
+        self._speeds = speeds or Speeds()
+        self._kept_house = 0.0
+        self._swept = time.monotonic() + RENEWED_SECONDS  # what ran on while no policy did may renew its lease first
         self.leading = False
         self.waits = False  # for a store that is down: then perhaps nobody leads
 
@@ -186,9 +194,16 @@ class Ledger:
                 if one.request_id in unsent:
                     settlement = Settlement(0, 0, exact=True, event={"outcome": "not_forwarded"})
                 else:
-                    settlement = Settlement(None, one.completion_tokens, exact=False, event={"outcome": "lost"})
+                    settlement = Settlement(None, self._produced(one), exact=False, event={"outcome": "lost"})
                 if await self._events.settle_as(one.request_id, one.identity, settlement) == "settled":
                     self._observer.reservations_swept(1)
+
+    def _produced(self, one: Expired) -> int:
+        """What an answer had come to when its Envoy died: what was seen last, and what the model makes in half of the
+        time to a next sign; where nothing was seen, what it makes in all the time that there were signs."""
+        seen = one.completion_tokens
+        seconds = UNSEEN_SECONDS if seen else max(one.seen_at - one.identity.started_at, 0) / 1e6
+        return seen + self._speeds.produced(one.identity.model, seconds, max(one.cap - seen, 0))
 
     async def count_refusals(self) -> None:
         """Write one row for each address and minute that had more refusals than have rows of their own."""

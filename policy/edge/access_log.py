@@ -10,9 +10,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from envoy.config.core.v3 import base_pb2
+from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
-from policy.rules.events import Finished, local_reason, unjudged_id
+from policy.rules.events import Finished, Progress, local_reason, unjudged_id
 from policy.rules.logs import redact_path
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 StreamAccessLogsMessage = als_pb2.StreamAccessLogsMessage
 StreamAccessLogsResponse = als_pb2.StreamAccessLogsResponse
 AUTHZ = "envoy.filters.http.ext_authz"
+_PERIODIC = accesslog_pb2.AccessLogType.DownstreamPeriodic
 
 # Envoy's own short names of its response flags, as they stand in its logs.
 _FLAGS = (
@@ -37,9 +39,39 @@ _FLAGS = (
 
 def entries(message: Any) -> Iterator[Finished]:
     for entry in message.http_logs.log_entry:
+        if entry.common_properties.access_log_type == _PERIODIC:
+            continue
         read = _entry(entry)
         if read is not None:
             yield read
+
+
+def progress(message: Any) -> Iterator[Progress]:
+    """Of the exchanges that still go on and hold a reservation."""
+    for entry in message.http_logs.log_entry:
+        if entry.common_properties.access_log_type != _PERIODIC:
+            continue
+        metadata = entry.common_properties.metadata.filter_metadata
+        grant = _authz(metadata).get("grant", "")
+        held: dict[str, Any] = json.loads(grant) if grant else {}
+        if held.get("epoch"):
+            yield Progress(held["request_id"], held["tenant_id"], _own(metadata)[2] or 0)
+
+
+def _authz(metadata: Any) -> dict[str, str]:
+    # A mesh names its filters after its own resources; see `processor.edge.messages.grant`.
+    name = AUTHZ if AUTHZ in metadata else next((one for one in metadata if one.startswith(f"{AUTHZ}/")), None)
+    fields = metadata[name].fields if name is not None else {}
+    return {name: fields[name].string_value for name in fields}
+
+
+def _own(metadata: Any) -> tuple[bool, str, int | None]:
+    """What Envoy's own meter noted: that it was there, what it read at the end, the pieces of content it saw."""
+    if "paddock" not in metadata:
+        return False, "", None
+    fields = metadata["paddock"].fields
+    deltas = int(fields["deltas"].number_value) if "deltas" in fields else None
+    return "meter" in fields, fields["used"].string_value if "used" in fields else "", deltas
 
 
 def _entry(entry: Any) -> Finished | None:
@@ -49,10 +81,7 @@ def _entry(entry: Any) -> Finished | None:
     if not request_id:
         return None  # no response carries an id that this entry could be found by
     metadata = common.metadata.filter_metadata
-    # A mesh names its filters after its own resources; see `processor.edge.messages.grant`.
-    name = AUTHZ if AUTHZ in metadata else next((one for one in metadata if one.startswith(f"{AUTHZ}/")), None)
-    authz = metadata[name].fields if name is not None else {}
-    text = {name: authz[name].string_value for name in authz}
+    text = _authz(metadata)
     if not text:
         request_id = unjudged_id(request_id)
     grant = text.get("grant", "")
@@ -68,6 +97,8 @@ def _entry(entry: Any) -> Finished | None:
     tenant_id = held.get("tenant_id") or (int(text["tenant_id"]) if "tenant_id" in text else None)
     recorded = "recorded" in text
     refused = not reached and status >= 400 and not grant
+    metered, used, deltas = _own(metadata)
+    microseconds = duration.seconds * 1_000_000 + duration.nanos // 1000
     flags = [short for name, short in _FLAGS if getattr(common.response_flags, name)]
     event = {
         "id": request_id,
@@ -85,11 +116,12 @@ def _entry(entry: Any) -> Finished | None:
         "flags": ",".join([*flags, *filter(None, text.get("signals", "").split(","))]),
         "in": request.request_body_bytes,
         "out": response.response_body_bytes,
-        "us": duration.seconds * 1_000_000 + duration.nanos // 1000,
+        "us": microseconds,
         "up_us": first.seconds * 1_000_000 + first.nanos // 1000,
     }
     return Finished(
         request_id, started_at, tenant_id, address, refused, recorded, text.get("recorded") == "0", grant, settled,
         reached, response.response_body_bytes, json.dumps(event, separators=(",", ":")),
         edge_reason=local_reason(status) if refused and "reason" not in text else "",
+        status=status, microseconds=microseconds, metered=metered, used=used, deltas=deltas,
     )  # fmt: skip

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from policy.rules.decision import Allow, Request
-    from policy.rules.events import Finished
+    from policy.rules.events import Finished, Progress
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Journal(Protocol):
     """Takes down finished requests."""
 
     async def write(self, entries: Iterable[Finished]) -> None: ...
+    async def renew(self, progress: Iterable[Progress]) -> None: ...
 
 
 class Observer(Protocol):
@@ -100,6 +101,7 @@ class AccessLog:
         async for message in self._until_closed(messages):
             entries = list(access_log.entries(message))
             await self._journal.write(entries)
+            await self._journal.renew(access_log.progress(message))
             for entry in entries:
                 if entry.edge_reason:
                     self._observer.refused_at_edge(entry.edge_reason)

@@ -38,7 +38,9 @@ def parse(line: bytes) -> Finished | None:
     found = entry.get("tenant_id")
     tenant_id = int(found) if isinstance(found, str) and _ID.fullmatch(found) else None
     address = _text(entry, "client")
-    event = {
+    # Where processor metered, it knows better than this line; where Envoy did, this is all that is left.
+    grant = _text(entry, "grant", 4000) if entry.get("meter") and not entry.get("settled") else ""
+    event: dict[str, Any] = {
         "id": request_id,
         "s": str(started_at),
         "t": tenant_id,
@@ -59,17 +61,18 @@ def parse(line: bytes) -> Finished | None:
     }
     return Finished(
         request_id, started_at, tenant_id, address, refused, bool(entry.get("recorded")),
-        entry.get("recorded") == "0", "", settled=True, reached_upstream=reached, response_bytes=0,
-        event=json.dumps(event, separators=(",", ":")),
+        entry.get("recorded") == "0", grant, settled=not grant, reached_upstream=reached, response_bytes=0,
+        event=json.dumps(event, separators=(",", ":")), status=status, microseconds=event["us"], metered=bool(grant),
+        used=_text(entry, "used"), deltas=_number(entry, "deltas") if type(entry.get("deltas")) is int else None,
     )  # fmt: skip
 
 
 _OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "v1-models", "public-key", "session-pages"))
 
 
-def _text(entry: dict[str, Any], name: str) -> str:
+def _text(entry: dict[str, Any], name: str, most: int = _TEXT_MAX) -> str:
     value = entry.get(name)
-    return value[:_TEXT_MAX] if isinstance(value, str) else ""
+    return value[:most] if isinstance(value, str) else ""
 
 
 def _number(entry: dict[str, Any], name: str) -> int:

@@ -37,6 +37,20 @@ class Finished:
     response_bytes: int
     event: str  # JSON for the ledger
     edge_reason: str = ""  # why Envoy refused it by itself; "" where it did not
+    status: int = 0
+    microseconds: int = 0  # how long it took
+    metered: bool = False  # by Envoy's own meter: no processor will settle it
+    used: str = ""  # what that meter read at the end of the answer; see `policy.rules.metering`
+    deltas: int | None = None  # how many pieces of content it saw pass; None where no answer came
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an answer has come that is still on its way, as Envoy's access log tells from time to time."""
+
+    request_id: str
+    tenant_id: int
+    deltas: int
 
 
 @dataclass(frozen=True, slots=True)

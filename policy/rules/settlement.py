@@ -58,3 +58,5 @@ class Expired:
     request_id: str
     identity: Identity
     completion_tokens: int
+    cap: int = 0  # completion tokens reserved
+    seen_at: int = 0  # the last sign of it, in microseconds since the epoch by the store's clock

@@ -187,8 +187,15 @@ class RedisStore:
     async def expired(self, shard: int, most: int = 100) -> list[Expired]:
         """Reservations that nobody settled in time."""
         keys = KEYS[shard]
-        reply = await self._link.script(EXPIRED, (keys.reservations, keys.leases, keys.progress), (self.clock, most))
-        return [Expired(reply[i].decode(), _unpack(reply[i + 1]), int(reply[i + 2])) for i in range(0, len(reply), 3)]
+        reply = await self._link.script(
+            EXPIRED, (keys.reservations, keys.leases, keys.progress), (self.clock, most, LEASE_MS)
+        )
+        return [
+            Expired(
+                reply[i].decode(), _unpack(reply[i + 1]), int(reply[i + 2]), int(reply[i + 3]), int(reply[i + 4]) * 1000
+            )
+            for i in range(0, len(reply), 5)
+        ]
 
     async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int:
         """Write access-log events: (client address, a refusal that policy did not record, event JSON). Returns how many

@@ -17,10 +17,10 @@ import grpc.aio
 from policy.rules.decision import Deny, Reason, error_body
 from policy.rules.faults import StoreDown
 from policy.rules.grant import Duty
+from policy.rules.speeds import Speeds
 from processor.edge import messages
 from processor.exchange import Answer, Exchange, Pass
 from processor.sealed import SealedExchange
-from processor.speeds import Speeds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -141,9 +141,11 @@ class Rig:
             policy=[self.address("policy")],
             policy_http=[self.address("policy_http")],
             processor=[self.address("processor")],
+            processor_edge=[self.address("processor_edge")],
             upstreams=[f"http://127.0.0.1:{port}" for port in self.ports],
             max_request_body_bytes=self.max_body,
             address_rate=self.rate,
+            metering="processor",  # what these tests are about
         )
 
     def start_envoy(self) -> None:

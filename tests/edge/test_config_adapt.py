@@ -24,6 +24,7 @@ def fitted(**changes: Any) -> Config:
         "policy": [Address(path="/run/policy0.sock"), Address(path="/run/policy1.sock")],
         "policy_http": [Address("127.0.0.1", 9002)],
         "processor": [Address(path="/run/processor.sock")],
+        "processor_edge": [Address(path="/run/processor-edge.sock")],
         "upstreams": ["http://127.0.0.1:11434"],
         "max_request_body_bytes": 262_144,
     }
@@ -278,7 +279,7 @@ def test_envoy_accepts_it_whole(tmp_path: Path, upstreams: list[str]) -> None:
 def test_envoy_accepts_the_shipped_files_as_they_are(tmp_path: Path, shipped: Node) -> None:
     folded = Config(shipped, yaml.safe_load((SHIPPED / "clusters.yaml").read_text())).folded()
     whole = tmp_path / "whole.yaml"
-    whole.write_text(yaml.safe_dump(folded))
+    whole.write_text(yaml.safe_dump(folded).replace("/etc/envoy/meter.lua", str(SHIPPED / "meter.lua")))
     command = [str(ENVOY), "--mode", "validate", "-c", str(whole), "--disable-hot-restart", "--log-level", "warn"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,13 @@ DIALECTS = {
 }
 
 
+@pytest.fixture(scope="module", params=["gateway", "processor_gateway"])
+def gateway(request: pytest.FixtureRequest) -> Gateway:
+    """Whoever meters, Envoy or processor: the figures are the same."""
+    found: Gateway = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module")
 def client(gateway: Gateway) -> Client:
     return gateway.client()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.harness import Client, Gateway
 
@@ -101,10 +103,32 @@ def test_ollama_down(lone: Gateway, client: Client) -> None:
     recovers(client)
 
 
-def test_a_processor_killed_in_a_stream_cuts_it(lone: Gateway, client: Client) -> None:
+STREAM = {"model": MODELS[0], "messages": [{"role": "user", "content": "x !tokens=400 !delay=20"}]}
+
+
+def test_a_processor_killed_in_a_stream_that_envoy_meters(lone: Gateway, client: Client) -> None:
+    """It ends well, and policy settles what was read of it."""
+    with client.http.stream("POST", "/api/chat", json=STREAM) as response:
+        lines = response.iter_lines()
+        for _ in range(3):
+            next(lines)
+        lone.instance.kill("processor-0")
+        *_, last = lines
+    assert json.loads(last)["eval_count"] == 400
+    row = lone.audit(request_id(response), patience=30)
+    assert (row["completion_tokens"], row["estimated"], row["outcome"]) == (400, False, "completed")
+    lone.instance.restart("processor-0")
+    recovers(client)
+
+
+def test_a_processor_killed_in_a_stream_that_it_meters_cuts_it(tmp_path: Path) -> None:
     """The rest of the answer would pass unmetered: better that it does not pass."""
-    body = {"model": MODELS[0], "messages": [{"role": "user", "content": "x !tokens=400 !delay=20"}]}
-    with client.http.stream("POST", "/api/chat", json=body) as response:
+    with harness.running(tmp_path / "data", metering="processor") as own:
+        cut_by_its_processor(own, own.client())
+
+
+def cut_by_its_processor(lone: Gateway, client: Client) -> None:
+    with client.http.stream("POST", "/api/chat", json=STREAM) as response:
         lines = response.iter_lines()
         for _ in range(3):
             next(lines)

@@ -52,7 +52,7 @@ class Parts:
 
     def __init__(self, gateway: Gateway, directory: Path) -> None:
         self.authority = Authority(directory)
-        self.ports = {name: free_port() for name in ("policy", "policy_http", "processor", "front")}
+        self.ports = {name: free_port() for name in ("policy", "policy_http", "processor", "processor_edge", "front")}
         self.files = {name: self.authority.issue(name) for name in ("policy", "processor", "envoy")}
         self._running: list[subprocess.Popen[bytes]] = []
         try:
@@ -83,6 +83,7 @@ class Parts:
             "PADDOCK_POLICY_LISTEN": f"127.0.0.1:{self.ports['policy']}",
             "PADDOCK_POLICY_HTTP_LISTEN": f"127.0.0.1:{self.ports['policy_http']}",
             "PADDOCK_PROCESSOR_LISTEN": f"127.0.0.1:{self.ports['processor']}",
+            "PADDOCK_PROCESSOR_EDGE_LISTEN": f"127.0.0.1:{self.ports['processor_edge']}",
             "PADDOCK_TLS_CERT_FILE": str(chain),
             "PADDOCK_TLS_KEY_FILE": str(key),
             "PADDOCK_TLS_CLIENT_CA_FILE": str(self.authority.certificate),
@@ -98,6 +99,7 @@ class Parts:
             policy=addresses["policy"],
             policy_http=addresses["policy_http"],
             processor=addresses["processor"],
+            processor_edge=addresses["processor_edge"],
             upstreams=[gateway.upstream.url],
             max_request_body_bytes=262144,
             options=["mtls"],

@@ -27,6 +27,7 @@ class Store:
     def __init__(self) -> None:
         self.down = 0
         self.logged: dict[int, list[tuple[str, bool, str]]] = {}
+        self.renewed: dict[int, list[tuple[str, int]]] = {}
         self.settled: list[tuple[Grant, Settlement]] = []
 
     def shard_of(self, tenant_id: int | None, address: str) -> int:
@@ -36,6 +37,10 @@ class Store:
         self._answer()
         self.logged.setdefault(shard, []).extend(entries)
         return 0
+
+    async def renew(self, tenant_shard: int, progress: Iterable[tuple[str, int]]) -> None:
+        self._answer()
+        self.renewed.setdefault(tenant_shard, []).extend(progress)
 
     async def settle(self, grant: Grant, settlement: Settlement) -> str:
         self._answer()

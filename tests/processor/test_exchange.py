@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from policy.rules.grant import Duty, Grant, Splice
+from policy.rules.speeds import Speeds
 from processor.exchange import Answer, Exchange, Pass
-from processor.speeds import Speeds
 
 GRANT = Grant(
     request_id="r1", started_at=1, duty=Duty.METER, endpoint="/api/chat", model="m", stream=True, tenant_id=1,
