@@ -914,7 +914,11 @@ paddock = { meter = meter, clean_status = clean_status, error_body = error_body 
 
 local AUTHZ, OWN = "envoy.filters.http.ext_authz", "paddock"
 local SERVICE = "processor_edge"
-local SETTLE = {[":method"] = "POST", [":path"] = "/settle", [":authority"] = "processor"}
+-- Settling twice charges once, so a call is made again for as long as it takes to start a processor anew.
+local SETTLE = {
+  [":method"] = "POST", [":path"] = "/settle", [":authority"] = "processor",
+  ["x-envoy-retry-on"] = "5xx,reset,connect-failure", ["x-envoy-max-retries"] = "15",
+}
 local PATIENCE_MS = 6000 -- processor itself gives a store that is down five seconds
 
 local function note(handle, name, value) handle:streamInfo():dynamicMetadata():set(OWN, name, value) end
@@ -934,22 +938,21 @@ local function refuse(handle)
   handle:respond({[":status"] = "503"}, paddock.error_body(503, "unavailable", "temporarily unavailable", ""))
 end
 
--- Without processor there is no service: what it said lately counts, for half a second, so that a busy gateway asks rarely.
-local ALIVE = {[":method"] = "GET", [":path"] = "/alive", [":authority"] = "processor"}
-local FRESH_MS = 500
+-- Without processor there is no service: what it said lately counts, for a tenth of a second, so that a busy gateway asks rarely.
+local ALIVE = {
+  [":method"] = "GET", [":path"] = "/alive", [":authority"] = "processor",
+  ["x-envoy-retry-on"] = "5xx,reset,connect-failure", ["x-envoy-max-retries"] = "2", -- another worker may live
+}
+local FRESH_MS = 100
 local heard = 0 -- by this thread of Envoy's, in milliseconds
 
 local function alive(handle)
   local age = handle:timestamp() - heard
   if age >= 0 and age < FRESH_MS then return true end
-  for _ = 1, 3 do -- another worker may live
-    local reply = handle:httpCall(SERVICE, ALIVE, nil, 1000)
-    if reply and reply[":status"] == "200" then
-      heard = handle:timestamp()
-      return true
-    end
-  end
-  return false
+  local reply = handle:httpCall(SERVICE, ALIVE, nil, 1000)
+  if not reply or reply[":status"] ~= "200" then return false end
+  heard = handle:timestamp()
+  return true
 end
 
 -- The body with every splice made, as policy/rules/splices.py; nil where they do not fit it.
@@ -966,18 +969,24 @@ local function spliced(body, splices)
   return concat(out)
 end
 
-function envoy_on_request(handle)
+local function prepare(handle) -- whether the request may go on
   local text = granted(handle)
-  if not text or not find(text, '"duty":"meter"', 1, true) then return refuse(handle) end
+  if not text or not find(text, '"duty":"meter"', 1, true) then return false end
   note(handle, "meter", "1")
-  if not alive(handle) then return refuse(handle) end
-  if find(text, '"splices":[]', 1, true) then return end
-  local grant = parse(text)
-  local body = grant and handle:body()
-  local changed = body and spliced(body:getBytes(0, body:length()), grant.splices)
-  if not changed then return refuse(handle) end -- made for another body: what was judged is not what came
-  body:setBytes(changed)
-  handle:headers():replace("content-length", format("%d", #changed))
+  if not find(text, '"splices":[]', 1, true) then
+    local grant, body = parse(text), handle:body() -- before any call: a body that comes meanwhile can not be had any more
+    local changed = grant and body and spliced(body:getBytes(0, body:length()), grant.splices)
+    if not changed then return false end -- made for another body: what was judged is not what came
+    body:setBytes(changed)
+    handle:headers():replace("content-length", format("%d", #changed))
+  end
+  return alive(handle)
+end
+
+function envoy_on_request(handle)
+  local fine, ready = pcall(prepare, handle)
+  if not fine then handle:logErr("a request could not be prepared") end
+  if not (fine and ready) then refuse(handle) end
 end
 
 -- What was used, in the words of policy/rules/metering.py.
@@ -998,13 +1007,10 @@ end
 
 local function settle(handle, text, used)
   note(handle, "used", used)
-  for _ = 1, 2 do -- a worker that is just being replaced refuses once
-    local reply = handle:httpCall(SERVICE, SETTLE, text .. "\n" .. used, PATIENCE_MS)
-    if reply and reply[":status"] == "200" then
-      heard = handle:timestamp()
-      return note(handle, "settled", "1")
-    end
-    if reply and reply[":status"] == "202" then return end
+  local reply = handle:httpCall(SERVICE, SETTLE, text .. "\n" .. used, PATIENCE_MS)
+  if reply and reply[":status"] == "200" then
+    heard = handle:timestamp()
+    note(handle, "settled", "1")
   end
 end
 
@@ -1049,30 +1055,26 @@ local function read_document(handle, text, grant, meter, status)
 end
 
 local function read_stream(handle, text, grant, meter, status, length)
-  local seen, noted, over, settled = 0, 0, false, false
+  local seen, noted, settled = 0, 0, false
   local ttft, last, tail
   note(handle, "deltas", 0)
   for chunk in handle:bodyChunks() do
-    if not settled then
-      local size = chunk:length()
-      seen = seen + size
-      local final = size == 0 or seen == length -- Envoy hands over an empty piece at the end, and nowhere else
-      local bytes = size > 0 and chunk:getBytes(0, size) or ""
-      ttft = ttft or since(handle, grant)
-      local instead = guarded(handle, meter, bytes, final)
-      if instead then chunk:setBytes(instead) end
-      if meter.deltas ~= noted then
-        noted = meter.deltas
-        note(handle, "deltas", noted)
-      end
-      last, tail = chunk, instead or bytes
-      if final then
-        settled = true
-        settle(handle, text, reading(meter, grant, status, ttft))
-      elseif not over and meter.finished then
-        over = true -- many clients leave here, and do not wait for the end of the stream
-        note(handle, "used", reading(meter, grant, status, ttft))
-      end
+    local size = chunk:length()
+    seen = seen + size
+    local final = size == 0 or seen == length -- Envoy hands over an empty piece at the end, and nowhere else
+    local bytes = size > 0 and chunk:getBytes(0, size) or ""
+    ttft = ttft or since(handle, grant)
+    local instead = guarded(handle, meter, bytes, final)
+    if instead then chunk:setBytes(instead) end
+    if meter.deltas ~= noted then
+      noted = meter.deltas
+      note(handle, "deltas", noted)
+    end
+    last, tail = chunk, instead or bytes
+    -- Its own last word is an end, too: a client that has that has all, and may leave.
+    if not settled and (final or meter.finished or meter.cut) then
+      settled = true
+      settle(handle, text, reading(meter, grant, status, ttft))
     end
   end
   if settled then return end

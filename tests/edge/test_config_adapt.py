@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.envoy_config import Address, Config, Rate, adapt, write
+from gateway.envoy_config import METER, Address, Config, Rate, adapt, write
 from tests.edge.rig import ENVOY, SHIPPED
 
 Node = dict[str, Any]
@@ -66,7 +66,8 @@ def shipped() -> Node:
 
 def test_the_filters_are_in_order_and_fail_closed(shipped: Node) -> None:
     assert list(filters(shipped)) == [
-        "header_mutation", "local_ratelimit", "rbac", "ext_authz", "body_size_limit", "envelope", "ext_proc", "router",
+        "header_mutation", "local_ratelimit", "rbac", "ext_authz", "body_size_limit", "envelope", "ext_proc", "lua",
+        "router",
     ]  # fmt: skip
     for name in ("ext_authz", "ext_proc"):
         settings = filters(shipped)[name]["typed_config"]
@@ -94,6 +95,11 @@ def test_no_route_to_ollama_goes_around_anything(shipped: Node) -> None:
         own = dict(route.get("typed_per_filter_config", {}))
         if route["name"] == "envelope":  # its bodies are larger, and held to a figure of their own
             assert own.pop("envoy.filters.http.body_size_limit")["disabled"] is True
+        if METER in own:  # in the place of processor
+            assert own.pop(METER)["config"]["@type"].endswith("LuaPerRoute")
+            assert own.pop("envoy.filters.http.ext_proc")["disabled"] is True
+        else:
+            assert route["name"] in ("show", "v1-model", "envelope")
         assert "disabled" not in json.dumps(own), route["name"]
         assert [one for one in route["match"]["headers"] if one["name"] == ":method"], route["name"]
 
@@ -187,9 +193,20 @@ def test_a_tier_with_machines_of_its_own() -> None:
 
 def test_the_shipped_figures_are_those_of_the_default(shipped: Node) -> None:
     fit = fitted(max_request_body_bytes=262_144).bootstrap
+    script = filters(shipped)["lua"]["typed_config"]["default_source_code"]
+    assert filters(fit)["lua"]["typed_config"]["default_source_code"] == {"filename": str(SHIPPED / "meter.lua")}
+    script["filename"] = str(SHIPPED / "meter.lua")
     assert filters(fit) == filters(shipped)
     assert routes(fit) == routes(shipped)
     assert manager(fit)["route_config"]["virtual_hosts"] == manager(shipped)["route_config"]["virtual_hosts"]
+
+
+def test_processor_can_meter_everything(shipped: Node) -> None:
+    for route in routes(fitted(metering="processor").bootstrap):
+        own = route.get("typed_per_filter_config", {})
+        assert METER not in own
+        if route.get("route", {}).get("cluster") == "ollama":
+            assert "envoy.filters.http.ext_proc" not in own, route["name"]
 
 
 def test_the_rate_of_an_address_moves_only_when_asked(shipped: Node) -> None:

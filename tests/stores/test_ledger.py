@@ -341,7 +341,7 @@ def test_what_nobody_settles_is_settled_by_what_is_known(database: str, valkey: 
             ]
             assert found == [
                 ("lost", prompt, 0, True),
-                ("lost", prompt, 33, True),
+                ("lost", prompt, 33 + 10, True),
                 ("not_forwarded", 0, 0, False),
                 ("not_forwarded", 0, 0, False),
             ]
