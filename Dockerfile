@@ -32,8 +32,9 @@ WORKDIR /
 STOPSIGNAL SIGTERM
 
 FROM service AS policy
-ENV PADDOCK_POLICY_LISTEN=0.0.0.0:9001 PADDOCK_POLICY_HTTP_LISTEN=0.0.0.0:9002
-EXPOSE 9001 9002
+ENV PADDOCK_POLICY_LISTEN=0.0.0.0:9001 PADDOCK_POLICY_HTTP_LISTEN=0.0.0.0:9002 \
+  PADDOCK_POLICY_EDGE_LISTEN=0.0.0.0:9004
+EXPOSE 9001 9002 9004
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9002/healthz', timeout=2)"]
 CMD ["python", "-m", "policy"]

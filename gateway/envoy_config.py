@@ -94,6 +94,7 @@ def adapt(
     listen: Address,
     admin: Address,
     policy: Sequence[Address],
+    policy_edge: Sequence[Address],
     policy_http: Sequence[Address],
     processor: Sequence[Address],
     processor_edge: Sequence[Address],
@@ -108,6 +109,7 @@ def adapt(
     upstream_ca: Path | None = None,
     access_log: Path | None = None,
     metering: str = "envoy",
+    grpc_checks: bool = False,
 ) -> Config:
     """The shipped configuration with these addresses and this limit.
 
@@ -117,15 +119,20 @@ def adapt(
     `upstream_key` is what the Ollama hosts demand (`write` puts it into a file of its own), `upstream_ca` what their
     certificates are of. `access_log` is a file for the lines that go to standard output as shipped: a file can be
     opened anew while Envoy runs. `metering` is `envoy`, as shipped, or `processor`: then no route turns the meter on.
-    Raises ValueError on a URL that Envoy cannot be pointed at.
+    With `grpc_checks` policy is asked over gRPC, as a mesh asks it. Raises ValueError on a URL that Envoy cannot be
+    pointed at.
     """
     bootstrap = _load(shipped, [*options, "tracing"] if otlp else options)
     bootstrap["admin"]["address"] = admin.node()
     front = bootstrap["static_resources"]["listeners"][0]
     front["address"] = listen.node()
     for name, addresses in (
-        ("policy", policy), ("policy_http", policy_http), ("processor", processor), ("processor_edge", processor_edge),
-    ):  # fmt: skip
+        ("policy", policy),
+        ("policy_edge", policy_edge),
+        ("policy_http", policy_http),
+        ("processor", processor),
+        ("processor_edge", processor_edge),
+    ):
         _move(_cluster(bootstrap, name), addresses)
     _find_meter(front, shipped.parent)
     if metering == "processor":
@@ -136,6 +143,8 @@ def adapt(
         envoy_tracing.send_to(otlp, _manager(front), bootstrap["static_resources"]["clusters"])
     if address_rate is not None:
         _limit_addresses(front, address_rate)
+    if grpc_checks:
+        _ask_over_grpc(front)
     if access_log is not None:
         _log_into(_manager(front), access_log)
     every = [*upstreams, *(url for urls in (tier_upstreams or {}).values() for url in urls)]
@@ -238,6 +247,18 @@ def _without_meter(listener: Node) -> None:
             filters = route.get("typed_per_filter_config", {})
             if filters.pop(METER, None) is not None:
                 del filters["envoy.filters.http.ext_proc"]
+
+
+def _ask_over_grpc(listener: Node) -> None:
+    for http_filter in _manager(listener)["http_filters"]:
+        if http_filter["name"] == "envoy.filters.http.ext_authz":
+            settings = http_filter["typed_config"]
+            asked = settings.pop("http_service")
+            settings["grpc_service"] = {
+                "envoy_grpc": {"cluster_name": "policy"},
+                "timeout": asked["server_uri"]["timeout"],
+                "retry_policy": asked["retry_policy"],
+            }
 
 
 def _limit_addresses(listener: Node, rate: Rate) -> None:

@@ -34,7 +34,11 @@ _READY_SECONDS = 30.0
 _GRACE_SECONDS = 40.0  # a service finishes its streams (PADDOCK_GRACE_SECONDS), then its settlements
 # Setting and socket of each listener of a service.
 _LISTENERS = {
-    "policy": {"PADDOCK_POLICY_LISTEN": "policy", "PADDOCK_POLICY_HTTP_LISTEN": "policy-http"},
+    "policy": {
+        "PADDOCK_POLICY_LISTEN": "policy",
+        "PADDOCK_POLICY_EDGE_LISTEN": "policy-edge",
+        "PADDOCK_POLICY_HTTP_LISTEN": "policy-http",
+    },
     "processor": {"PADDOCK_PROCESSOR_LISTEN": "processor", "PADDOCK_PROCESSOR_EDGE_LISTEN": "processor-edge"},
 }
 _PYTHON = (sys.executable, "-P", "-m")  # -P: modules never come from the directory the operator happens to be in
@@ -59,6 +63,7 @@ class Config:
     announce: bool = True  # let this user's commands find it without --data-dir
     envoy_threads: int | None = None
     address_rate: int | None = None  # requests a second that Envoy takes from one address; None: as shipped
+    grpc_checks: bool = False  # Envoy asks policy over gRPC, as a mesh does
     environment: Mapping[str, str] = field(default_factory=dict)  # further settings of the services
     certificate: Certificate | None = None  # the front door speaks TLS
     otlp_endpoint: str = ""  # Envoy and both services send their spans there
@@ -258,6 +263,7 @@ class Launch:
             listen=Address(host=port.address, port=port.number),
             admin=Address(path=str(self._home.socket("envoy-admin"))),
             policy=sockets("policy"),
+            policy_edge=sockets("policy-edge"),
             policy_http=sockets("policy-http"),
             processor=sockets("processor"),
             processor_edge=sockets("processor-edge"),
@@ -274,6 +280,7 @@ class Launch:
             metering=self._config.metering,
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
             access_log=self._access_log,
+            grpc_checks=self._config.grpc_checks,
         )
         return envoy_config.write(config, self._home.path / "envoy", self._config.certificate)
 

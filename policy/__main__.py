@@ -41,6 +41,7 @@ from policy.admission.sessions import Sessions
 from policy.admission.upstreams import Access
 from policy.edge import http_server
 from policy.edge.endpoints import Endpoints
+from policy.edge.http_check import HttpChecks, checks
 from policy.edge.listening import listen
 from policy.edge.metrics import Metrics
 from policy.edge.readiness import Readiness
@@ -79,6 +80,7 @@ async def serve(settings: PolicySettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = settings.database_url.get_secret_value()
     pages = http_server.bind(listen_address(settings.policy_http_listen))
+    edge = http_server.bind(listen_address(settings.policy_edge_listen))
     metrics = Metrics()
     observe = metrics.store_called
     async with AsyncExitStack() as stack:
@@ -182,8 +184,17 @@ async def serve(settings: PolicySettings) -> None:
                     if book is not None:
                         await book.wait_up()
             paging = tasks.create_task(http_server.serve(endpoints, pages, tls=settings.tls), name="http")
+            http_checks = HttpChecks(checks(gate, decisions, tracing), settings.max_request_body_bytes)
+            await http_checks.start(edge, settings.tls)
             await listen(server, listen_address(settings.policy_listen), settings.tls)
-            log.info("serving", extra={"listen": settings.policy_listen, "http": settings.policy_http_listen})
+            log.info(
+                "serving",
+                extra={
+                    "listen": settings.policy_listen,
+                    "edge": settings.policy_edge_listen,
+                    "http": settings.policy_http_listen,
+                },
+            )
             await stop.wait()
             readiness.drain()
             log.info("draining", extra={"seconds": settings.drain_seconds})
@@ -192,7 +203,7 @@ async def serve(settings: PolicySettings) -> None:
             # What answers ends before what it needs.
             paging.cancel()
             finished.close()
-            await server.stop(settings.grace_seconds)
+            await asyncio.gather(server.stop(settings.grace_seconds), http_checks.stop(settings.grace_seconds))
             await asyncio.wait([paging])
             for part in parts:
                 part.cancel()

@@ -20,7 +20,11 @@ class PolicySettings(SharedSettings):
     )
     policy_listen: str = Field(
         default="127.0.0.1:9001",
-        description="Where ext_authz and the access log are answered: host:port or unix:/path.",
+        description="Where ext_authz and the access log are answered over gRPC: host:port or unix:/path.",
+    )
+    policy_edge_listen: str = Field(
+        default="127.0.0.1:9004",
+        description="Where ext_authz is answered over HTTP, as the shipped Envoy asks: host:port or unix:/path.",
     )
     policy_http_listen: str = Field(
         default="127.0.0.1:9002", description="Where health, models, version and metrics are answered."

@@ -204,10 +204,11 @@ def running(
     threads: int | None = None,
     log_bytes: int = 64 << 20,
     metering: str = "envoy",
+    grpc_checks: bool = False,
     **environment: str,
 ) -> Iterator[Gateway]:
     """A gateway of one's own below `directory`. `restart`: parts that die are started again. `metering` is of plain
-    answers: by Envoy's own meter, as shipped, or by processor."""
+    answers: by Envoy's own meter, as shipped, or by processor. `grpc_checks`: Envoy asks policy over gRPC."""
     with Upstream() as upstream:
         config = Config(
             data_dir=directory,
@@ -215,6 +216,7 @@ def running(
             port=0,
             workers=workers,
             envoy_threads=threads,
+            grpc_checks=grpc_checks,
             address_rate=1_000_000,  # all clients of a test have one address
             announce=False,
             metering=metering,

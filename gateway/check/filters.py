@@ -12,7 +12,8 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 )
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 
-from gateway.check.site import AUTHZ_NAMESPACE, POLICY, PROCESSOR, Finding, Link, Rule, Site
+from gateway.check import http_checks
+from gateway.check.site import AUTHZ_NAMESPACE, EDGE, POLICY, PROCESSOR, Finding, Link, Rule, Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ STATUS = Rule(
     "clients would take an outage for a refusal and not try again",
     "set status_on_error: {code: ServiceUnavailable}",
 )
-SERVICE = Rule("service-cluster", "somebody else would decide", "name the gateway's own cluster under envoy_grpc")
+SERVICE = Rule("service-cluster", "somebody else would decide", "name the gateway's own cluster")
 PHASES = Rule(
     "processor-phases",
     "processor asks for what it must see by mode_override; without it answers pass unmetered",
@@ -125,7 +126,10 @@ def _authz(site: Site) -> Iterator[Finding]:
             if getattr(authz, name):
                 yield site.finding(SOMETIMES, f"ext_authz has {name}", authz, name)
         yield from _status(site, authz, "ext_authz", authz.status_on_error)
-        if authz.http_service is not None or not _calls(authz.grpc_service, POLICY):
+        if authz.http_service is not None:
+            if not http_checks.calls(authz.http_service):
+                yield site.finding(SERVICE, f"ext_authz does not ask the cluster {EDGE}", authz, "http_service")
+        elif not _calls(authz.grpc_service, POLICY):
             yield site.finding(SERVICE, f"ext_authz does not ask the cluster {POLICY}", authz, "grpc_service")
 
 

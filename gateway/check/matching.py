@@ -56,7 +56,7 @@ def _header(header: HeaderMatcher, method: str, path: str) -> Maybe:
 
 def _value(header: HeaderMatcher, value: str) -> Maybe:
     if header.string_match is not None:
-        return _string(header.string_match, value)
+        return text_matches(header.string_match, value)
     if header.present_match is not None:
         return header.present_match
     if header.safe_regex_match is not None:
@@ -72,7 +72,7 @@ def _value(header: HeaderMatcher, value: str) -> Maybe:
     return None if header.range_match is not None else True  # nothing said: present
 
 
-def _string(match: StringMatcher, value: str) -> Maybe:
+def text_matches(match: StringMatcher, value: str) -> Maybe:
     if match.safe_regex is not None:
         return _regex(match.safe_regex.regex, value)
     if match.custom is not None:

@@ -12,7 +12,7 @@ import yaml
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 
-from gateway.check import bodies, edge, filters, routes, tracing, upstreams
+from gateway.check import bodies, edge, filters, http_checks, routes, tracing, upstreams
 from gateway.check.document import Document, Plain, Unreadable, read
 from gateway.check.site import Finding, Rule, Site
 from gateway.check.typed import Typed
@@ -21,10 +21,12 @@ from gateway.launch import shipped_envoy
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-CHECKS = (edge.check, filters.check, routes.check, bodies.check, upstreams.check, tracing.check)
+CHECKS = (
+    edge.check, filters.check, http_checks.check, routes.check, bodies.check, upstreams.check, tracing.check,
+)  # fmt: skip
 RULES: tuple[Rule, ...] = tuple(
     rule
-    for module in (edge, filters, routes, bodies, upstreams, tracing)
+    for module in (edge, filters, http_checks, routes, bodies, upstreams, tracing)
     for rule in vars(module).values()
     if isinstance(rule, Rule)
 )

@@ -13,7 +13,7 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac, RbacPerRoute
 
 from gateway.check.matching import matches
-from gateway.check.site import PAGES, POLICY, PROCESSOR, Finding, Path, Rule, Site, destinations, to_upstream
+from gateway.check.site import OWN, PAGES, Finding, Path, Rule, Site, destinations, to_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -156,7 +156,7 @@ def _destination(site: Site, path: Path) -> Iterator[Finding]:
     weighted = action.weighted_clusters.clusters if action.weighted_clusters else []
     if not destinations(path.route) or any(one.cluster_header for one in weighted):
         yield site.finding(UNNAMED, "the route names no cluster", action)
-    for name in {POLICY, PROCESSOR}.intersection(destinations(path.route)):
+    for name in (OWN - {PAGES}).intersection(destinations(path.route)):
         yield site.finding(INSIDE, f"the route leads to {name}", action)
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=betterproto2.Message)
 
-POLICY, PAGES, PROCESSOR = "policy", "policy_http", "processor"  # the gateway's own clusters
+POLICY, EDGE, PAGES, PROCESSOR = "policy", "policy_edge", "policy_http", "processor"  # the gateway's own clusters
+OWN = frozenset((POLICY, EDGE, PAGES, PROCESSOR))
 AUTHZ_NAMESPACE = "envoy.filters.http.ext_authz"
 PROCESSOR_NAMESPACE = "paddock"  # ext_proc may write there, and nobody else
 
@@ -174,7 +175,7 @@ def destinations(route: Route) -> list[str]:
 
 def to_upstream(route: Route) -> bool:
     """Whether a route leads to anything but the gateway's own services."""
-    return (route.route is not None and not set(destinations(route)) <= {POLICY, PAGES, PROCESSOR}) or _unnamed(route)
+    return (route.route is not None and not set(destinations(route)) <= OWN) or _unnamed(route)
 
 
 def _unnamed(route: Route) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import OverrideHost
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import UpstreamTlsContext
 
 from gateway.check.site import (
     AUTHZ_NAMESPACE,
-    PAGES,
+    EDGE,
+    OWN,
     POLICY,
     PROCESSOR,
     PROCESSOR_NAMESPACE,
@@ -58,10 +60,12 @@ def check(site: Site) -> Iterator[Finding]:
         for name in destinations(path.route):
             if name not in clusters:
                 yield site.finding(KNOWN, f"no cluster is named {name}", path.route)
-    for name in (POLICY, PROCESSOR):
-        if name not in clusters:
-            yield site.finding(KNOWN, f"no cluster is named {name}", site.bootstrap)
-    upstream = [cluster for name, cluster in clusters.items() if name not in (POLICY, PAGES, PROCESSOR)]
+    needed = {POLICY, PROCESSOR}
+    if any(authz.http_service is not None for authz in site.each(ExtAuthz)):
+        needed.add(EDGE)
+    for name in sorted(needed - clusters.keys()):
+        yield site.finding(KNOWN, f"no cluster is named {name}", site.bootstrap)
+    upstream = [cluster for name, cluster in clusters.items() if name not in OWN]
     used = {name for path in site.routes() for name in destinations(path.route)}
     for cluster in upstream:
         if cluster.name in used:
@@ -117,7 +121,7 @@ def _host(url: str) -> tuple[str, int]:
 
 
 def _shared(site: Site, cluster: Cluster, clusters: dict[str, Cluster]) -> Iterator[Finding]:
-    for name in (POLICY, PAGES, PROCESSOR):
+    for name in sorted(OWN):
         own = addresses(clusters[name]) if name in clusters else []
         for host, port in set(own).intersection(addresses(cluster)):
             yield site.finding(SHARED, f"{name} and {cluster.name} both are {host}:{port}", clusters[name])

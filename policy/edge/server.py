@@ -1,37 +1,25 @@
 """The gRPC front of policy: ext_authz checks and the access log, in one grpc.aio server.
 
 The loop here knows codecs and nothing of rules: a message becomes our own value, the evaluator answers, the answer
-becomes a message. A fault that nobody foresaw is logged without the request's content and answered with 503: Envoy is
-configured to fail closed, and so are we.
+becomes a message. `policy.edge.http_check` answers the same checks over HTTP, which is what the shipped Envoy asks by.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import grpc.aio
 
 from policy.edge import access_log, check
-from policy.rules.decision import Answer, Deny, Reason
+from policy.edge.verdict import decide
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from policy.rules.decision import Allow, Request
+    from policy.edge.verdict import Judge, Observer
     from policy.rules.events import Finished, Progress
-
-log = logging.getLogger(__name__)
-
-
-class Judge(Protocol):
-    """Admits or refuses a request."""
-
-    async def check(self, request: Request) -> Allow | Deny | Answer: ...
 
 
 class Journal(Protocol):
@@ -39,13 +27,6 @@ class Journal(Protocol):
 
     async def write(self, entries: Iterable[Finished]) -> None: ...
     async def renew(self, progress: Iterable[Progress]) -> None: ...
-
-
-class Observer(Protocol):
-    """Is told of each decision and how long it took, in seconds."""
-
-    def decided(self, endpoint: str, reason: str, seconds: float) -> None: ...
-    def signalled(self, signal: str) -> None: ...
 
 
 class EdgeObserver(Protocol):
@@ -62,23 +43,8 @@ class Authorization:
         self._observer = observer
 
     async def check(self, message: Any, _context: object) -> Any:
-        begun = time.perf_counter()
         request = check.request_from(message)
-        try:
-            decision = await self._judge.check(request)
-        except Exception as fault:  # the last net: whatever went wrong, the gate stays shut
-            log.error("check failed", extra={**_place(fault), "request_id": request.request_id})
-            decision = Deny(Reason.FAULT)
-        if isinstance(decision, Deny):
-            endpoint, reason = decision.endpoint, decision.reason.value
-        elif isinstance(decision, Answer):
-            endpoint, reason = decision.endpoint, "allowed"
-        else:
-            for signal in decision.signals:
-                self._observer.signalled(signal)
-            endpoint, reason = decision.grant.endpoint if decision.grant else request.path, "allowed"
-        self._observer.decided(endpoint, reason, time.perf_counter() - begun)
-        return check.response_to(decision, request)
+        return check.response_to(await decide(self._judge, self._observer, request), request)
 
 
 class AccessLog:
@@ -144,9 +110,3 @@ def handlers(authorization: Authorization, log_service: AccessLog) -> tuple[grpc
             },
         ),
     )
-
-
-def _place(fault: BaseException) -> dict[str, str]:
-    """The fault's type and place, without its message: a message may quote what a client sent."""
-    frames = traceback.extract_tb(fault.__traceback__)[-3:]
-    return {"fault": type(fault).__name__, "at": " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames))}

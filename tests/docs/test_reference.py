@@ -126,4 +126,4 @@ def test_figures_of_envoy_that_pages_quote() -> None:
     assert (manager["stream_idle_timeout"], manager["request_timeout"]) == ("3600s", "300s")
     assert manager["common_http_protocol_options"]["max_headers_count"] == 100
     assert manager["max_request_headers_kb"] == 32
-    assert filters["envoy.filters.http.ext_authz"]["grpc_service"]["timeout"] == "5s"
+    assert filters["envoy.filters.http.ext_authz"]["http_service"]["server_uri"]["timeout"] == "5s"

@@ -21,7 +21,9 @@ from envoy.service.auth.v3 import external_auth_pb2_grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 
 from gateway.envoy_config import Address, Config, Rate, adapt, write
-from tests.edge.services import HttpServer, PolicyEnd, ProcessorEnd
+from policy.edge.http_check import HttpChecks
+from policy.edge.http_server import bind
+from tests.edge.services import HttpServer, PolicyEnd, ProcessorEnd, over_http
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -58,8 +60,15 @@ class Loop:
 
 class Rig:
     def __init__(
-        self, directory: Path, *, max_body: int = 262144, rate: Rate | None = UNLIMITED, hosts: int = 1
+        self,
+        directory: Path,
+        *,
+        max_body: int = 262144,
+        rate: Rate | None = UNLIMITED,
+        hosts: int = 1,
+        grpc_checks: bool = False,
     ) -> None:
+        self.grpc_checks = grpc_checks
         self.directory = directory
         self.max_body = max_body
         self.rate = rate
@@ -96,13 +105,23 @@ class Rig:
                 external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server(self.processor, server)
             server.add_insecure_port(f"unix:{self.directory}/{name}.sock")
             await server.start()
+            if name == "policy":
+                checks = HttpChecks(over_http(self.policy), 18 * 1_048_576)
+                self._checks = await checks.start(bind(f"unix:{self.directory}/policy_edge.sock"))
             return server
 
         self._servers[name] = self.loop.run(begin())
 
     def stop(self, name: str) -> None:
         """Stop it as a crash would: connections break, calls are not finished."""
-        self.loop.run(self._servers.pop(name).stop(None))
+        server = self._servers.pop(name)
+
+        async def end() -> None:
+            if name == "policy":
+                await self._checks.stop(0)
+            await server.stop(None)
+
+        self.loop.run(end())
 
     def stop_host(self, index: int) -> None:
         """Nobody listens on this Ollama's port any more, and its connections are gone."""
@@ -139,6 +158,7 @@ class Rig:
             listen=Address("0.0.0.0", 0),  # noqa: S104  # as shipped: a test calls from an address that is not loopback
             admin=self.address("admin"),
             policy=[self.address("policy")],
+            policy_edge=[self.address("policy_edge")],
             policy_http=[self.address("policy_http")],
             processor=[self.address("processor")],
             processor_edge=[self.address("processor_edge")],
@@ -146,6 +166,7 @@ class Rig:
             max_request_body_bytes=self.max_body,
             address_rate=self.rate,
             metering="processor",  # what these tests are about
+            grpc_checks=self.grpc_checks,
         )
 
     def start_envoy(self) -> None:
@@ -246,10 +267,12 @@ def until(true: Callable[[], Any], say: Callable[[], object] = lambda: "", secon
 
 
 @contextlib.contextmanager
-def running(*, max_body: int = 262144, rate: Rate | None = UNLIMITED, hosts: int = 1) -> Iterator[Rig]:
+def running(
+    *, max_body: int = 262144, rate: Rate | None = UNLIMITED, hosts: int = 1, grpc_checks: bool = False
+) -> Iterator[Rig]:
     # Not tmp_path: the path of a Unix socket has 107 characters at most.
     with tempfile.TemporaryDirectory(prefix="rig") as directory:
-        rig = Rig(Path(directory), max_body=max_body, rate=rate, hosts=hosts)
+        rig = Rig(Path(directory), max_body=max_body, rate=rate, hosts=hosts, grpc_checks=grpc_checks)
         try:
             rig.begin()
             yield rig

@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
@@ -20,6 +20,11 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2, external_processor_pb2_grpc
 from google.protobuf import json_format
 from google.rpc import status_pb2
+
+from policy.edge import http_codec
+
+if TYPE_CHECKING:
+    from policy.edge.http_check import Respond
 
 Mode = processing_mode_pb2.ProcessingMode
 Message = Any  # xds-protos has no type stubs
@@ -165,6 +170,33 @@ class PolicyEnd(external_auth_pb2_grpc.AuthorizationServicer, als_pb2_grpc.Acces
 
     def log_of(self, request_id: str) -> dict[str, Any] | None:
         return next((one for one in self.logged if _request_id(one) == request_id), None)
+
+
+def over_http(policy: PolicyEnd) -> Respond:
+    """The same scripted end for checks over HTTP: to it and to its tests they look like those over gRPC."""
+
+    async def respond(method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
+        request = http_codec.request_from(method, target, headers, body)
+        message = external_auth_pb2.CheckRequest()
+        attributes = message.attributes
+        attributes.request.time.FromMicroseconds(request.started_at)
+        attributes.source.address.socket_address.address = request.address
+        http = attributes.request.http
+        http.method, http.path, http.raw_body = method, target, body
+        http.headers.update(request.headers)
+        answer = await policy.Check(message, None)
+        metadata = [(name, field.string_value) for name, field in answer.dynamic_metadata.fields.items()]
+        if answer.status.code == 0:
+            return http_codec.reply(200, metadata + _pairs(answer.ok_response.response_headers_to_add))
+        denied = answer.denied_response
+        headers_and_metadata = metadata + _pairs(denied.headers)
+        return http_codec.refusal(method, denied.status.code, headers_and_metadata, denied.body.encode())
+
+    return respond
+
+
+def _pairs(options: Message) -> list[tuple[str, str]]:
+    return [(option.header.key, option.header.value) for option in options]
 
 
 def _request_id(entry: dict[str, Any]) -> str | None:

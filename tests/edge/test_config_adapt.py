@@ -22,6 +22,7 @@ def fitted(**changes: Any) -> Config:
         "listen": Address("127.0.0.1", 8080),
         "admin": Address("127.0.0.1", 9901),
         "policy": [Address(path="/run/policy0.sock"), Address(path="/run/policy1.sock")],
+        "policy_edge": [Address("127.0.0.1", 9004)],
         "policy_http": [Address("127.0.0.1", 9002)],
         "processor": [Address(path="/run/processor.sock")],
         "processor_edge": [Address(path="/run/processor-edge.sock")],
@@ -123,10 +124,20 @@ def test_no_pings_to_the_services(shipped: Node) -> None:
 
 def test_a_retry_has_all_the_time_a_first_try_has(shipped: Node) -> None:
     """Envoy takes `max_interval` for the timeout of each try, and ignores a retry policy inside `envoy_grpc`."""
-    for name in ("ext_authz", "ext_proc"):
-        service = filters(shipped)[name]["typed_config"]["grpc_service"]
-        assert service["retry_policy"]["retry_back_off"]["max_interval"] == "60s"
+    over_grpc = filters(fitted(grpc_checks=True).bootstrap)["ext_authz"]["typed_config"]["grpc_service"]
+    processor = filters(shipped)["ext_proc"]["typed_config"]["grpc_service"]
+    for service in (over_grpc, processor):
         assert list(service["envoy_grpc"]) == ["cluster_name"]
+    for service in (over_grpc, processor, filters(shipped)["ext_authz"]["typed_config"]["http_service"]):
+        assert service["retry_policy"]["retry_back_off"]["max_interval"] == "60s"
+
+
+def test_checks_go_over_one_way(shipped: Node) -> None:
+    both = {"http_service", "grpc_service"}
+    assert both & filters(shipped)["ext_authz"]["typed_config"].keys() == {"http_service"}
+    asked = filters(fitted(grpc_checks=True).bootstrap)["ext_authz"]["typed_config"]
+    assert both & asked.keys() == {"grpc_service"}
+    assert asked["grpc_service"]["timeout"] == "5s"
 
 
 def test_admin_is_on_loopback(shipped: Node) -> None:
@@ -242,7 +253,7 @@ def test_an_upstream_that_is_no_base_url_is_refused(url: str) -> None:
 
 
 def test_something_has_to_be_there() -> None:
-    for name in ("policy", "policy_http", "processor", "upstreams"):
+    for name in ("policy", "policy_edge", "policy_http", "processor", "upstreams"):
         with pytest.raises(ValueError, match=name.removesuffix("s")):
             fitted(**{name: []})
 

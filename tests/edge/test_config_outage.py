@@ -111,12 +111,15 @@ import asyncio, sys
 import grpc
 from envoy.service.auth.v3 import external_auth_pb2_grpc
 sys.path.insert(0, sys.argv[2])
-from tests.edge.services import PolicyEnd
+from policy.edge.http_check import HttpChecks
+from policy.edge.http_server import bind
+from tests.edge.services import PolicyEnd, over_http
 
 async def main():
     server = grpc.aio.server()
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(PolicyEnd(), server)
     server.add_insecure_port("unix:" + sys.argv[1])
+    await HttpChecks(over_http(PolicyEnd()), 1_048_576).start(bind("unix:" + sys.argv[1] + ".edge"))
     await server.start()
     print("ready", flush=True)
     await server.wait_for_termination()
@@ -138,10 +141,13 @@ class Workers(Rig):
 
     def config(self) -> Config:
         config = super().config()
-        cluster = next(one for one in config.bootstrap["static_resources"]["clusters"] if one["name"] == "policy")
-        cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
-            {"endpoint": {"address": self.address(f"worker{number}").node()}} for number in range(2)
-        ]
+        for cluster in config.bootstrap["static_resources"]["clusters"]:
+            if cluster["name"] in ("policy", "policy_edge"):
+                end = ".sock" if cluster["name"] == "policy" else ".sock.edge"
+                cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
+                    {"endpoint": {"address": {"pipe": {"path": str(self.directory / f"worker{number}{end}")}}}}
+                    for number in range(2)
+                ]
         return config
 
 

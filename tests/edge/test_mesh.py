@@ -55,6 +55,7 @@ def services(gateway: Gateway) -> Iterator[Services]:
             "PADDOCK_UPSTREAMS": gateway.upstream.url,
             "PADDOCK_POLICY_LISTEN": f"unix:{directory}/policy.sock",
             "PADDOCK_POLICY_HTTP_LISTEN": f"unix:{directory}/pages.sock",
+            "PADDOCK_POLICY_EDGE_LISTEN": f"unix:{directory}/edge.sock",
             "PADDOCK_PROCESSOR_LISTEN": f"unix:{directory}/processor.sock",
         }
         running = []

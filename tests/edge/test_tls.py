@@ -52,7 +52,8 @@ class Parts:
 
     def __init__(self, gateway: Gateway, directory: Path) -> None:
         self.authority = Authority(directory)
-        self.ports = {name: free_port() for name in ("policy", "policy_http", "processor", "processor_edge", "front")}
+        names = ("policy", "policy_edge", "policy_http", "processor", "processor_edge", "front")
+        self.ports = {name: free_port() for name in names}
         self.files = {name: self.authority.issue(name) for name in ("policy", "processor", "envoy")}
         self._running: list[subprocess.Popen[bytes]] = []
         try:
@@ -64,7 +65,9 @@ class Parts:
     def _begin(self, gateway: Gateway, directory: Path) -> None:
         for name in ("policy", "processor"):
             self._start([sys.executable, "-m", name], directory / f"{name}.log", self._environment(gateway, name))
-        harness.eventually(lambda: all(map(self._accepts, ("policy", "policy_http", "processor"))), patience=30)
+        harness.eventually(
+            lambda: all(map(self._accepts, ("policy", "policy_edge", "policy_http", "processor"))), patience=30
+        )
         config = self._config(gateway, directory)
         self._start(
             [str(ENVOY), "-c", str(config), "--disable-hot-restart", "--concurrency", "1", "-l", "warn"],
@@ -82,6 +85,7 @@ class Parts:
             "PADDOCK_UPSTREAMS": gateway.upstream.url,
             "PADDOCK_POLICY_LISTEN": f"127.0.0.1:{self.ports['policy']}",
             "PADDOCK_POLICY_HTTP_LISTEN": f"127.0.0.1:{self.ports['policy_http']}",
+            "PADDOCK_POLICY_EDGE_LISTEN": f"127.0.0.1:{self.ports['policy_edge']}",
             "PADDOCK_PROCESSOR_LISTEN": f"127.0.0.1:{self.ports['processor']}",
             "PADDOCK_PROCESSOR_EDGE_LISTEN": f"127.0.0.1:{self.ports['processor_edge']}",
             "PADDOCK_TLS_CERT_FILE": str(chain),
@@ -97,6 +101,7 @@ class Parts:
             listen=addresses["front"][0],
             admin=Address(path=str(directory / "admin.sock")),
             policy=addresses["policy"],
+            policy_edge=addresses["policy_edge"],
             policy_http=addresses["policy_http"],
             processor=addresses["processor"],
             processor_edge=addresses["processor_edge"],
@@ -162,8 +167,9 @@ def test_requests_pass_and_new_certificates_are_used(parts: Parts, gateway: Gate
         before = parts.shown(name)
         parts.authority.issue(name)
         harness.eventually(lambda: parts.shown(name) != before)  # noqa: B023  # called at once
-    parts.shown("policy_http")  # the handshake that notices
-    assert parts.shown("policy_http") == parts.shown("policy")
+    for name in ("policy_edge", "policy_http"):
+        parts.shown(name)  # the handshake that notices
+        assert parts.shown(name) == parts.shown("policy")
     assert _ask(parts, key) == [200, 200]
 
 

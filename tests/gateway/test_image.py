@@ -61,7 +61,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "database_url").write_text(gateway.instance.running.database_url + "\n")
     (tmp_path / "redis_url").write_text(gateway.instance.running.redis_url + "\n")
-    ports = [free_port() for _ in range(4)]
+    ports = [free_port() for _ in range(5)]
     environment = {
         "PATH": "/usr/bin:/bin",
         "PYTHONSAFEPATH": "1",
@@ -70,6 +70,7 @@ def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_pa
         "PADDOCK_UPSTREAMS": gateway.upstream.url,
         "PADDOCK_POLICY_LISTEN": f"127.0.0.1:{ports[0]}",
         "PADDOCK_POLICY_HTTP_LISTEN": f"127.0.0.1:{ports[1]}",
+        "PADDOCK_POLICY_EDGE_LISTEN": f"127.0.0.1:{ports[4]}",
         "PADDOCK_PROCESSOR_LISTEN": f"127.0.0.1:{ports[2]}",
         "PADDOCK_PROCESSOR_METRICS_LISTEN": f"127.0.0.1:{ports[3]}",
     }
