@@ -9,7 +9,6 @@ import logging
 import logging.config
 import secrets
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from pydantic import ValidationError
 from policy.admission.discovery import Discovery
 from policy.admission.evaluate import Evaluator
 from policy.admission.upstreams import Access
-from policy.edge import http_server, listening
+from policy.edge import http_server
+from policy.edge.http_check import HttpChecks
+from policy.edge.http_codec import reply
 from policy.edge.listening import listen
-from policy.edge.small_http import SmallServer, response
 from policy.edge.traced import tracing_to
 from policy.rules import logs
 from policy.rules.decision import Deny, Reason
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from datetime import datetime
 
-    from policy.edge.small_http import Call
     from policy.edge.tracing import Tracing
     from policy.rules.settlement import Known
     from policy.stores.timed import Observe
@@ -101,7 +100,7 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
             log.info("stopping", extra={"unsettled": settling.waiting})
             await asyncio.sleep(settings.drain_seconds)
             await server.stop(settings.grace_seconds)
-            await edge.close(settings.grace_seconds)
+            await edge.stop(settings.grace_seconds)
             try:
                 async with asyncio.timeout(SETTLE_SECONDS):
                     await settling.drain()
@@ -118,22 +117,19 @@ async def serve(settings: ProcessorSettings, protection: memory.Protection) -> N
             await asyncio.to_thread(tracing.close)
 
 
-async def _serve_edge(settings: ProcessorSettings, settlements: Settlements, tracing: Tracing | None) -> SmallServer:
+async def _serve_edge(settings: ProcessorSettings, settlements: Settlements, tracing: Tracing | None) -> HttpChecks:
     """Where Envoy's own meter settles."""
-    replies = {status: response(status) for status in (200, 202, 400, 404)}
+    replies = {status: reply(status, []) for status in (200, 202, 400, 404)}
 
-    async def answer(call: Call) -> bytes:
-        traceparent = dict(call.headers).get(b"traceparent", b"") if tracing is not None else b""
+    async def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
+        traceparent = headers.get("traceparent", "") if tracing is not None else ""
         if tracing is None or not traceparent:
-            return replies[await settlements.take(call.method, call.target, call.body)]
-        with tracing.call("Settle", traceparent.decode("ascii", "replace")):
-            return replies[await settlements.take(call.method, call.target, call.body)]
+            return replies[await settlements.take(method, target, body)]
+        with tracing.call("Settle", traceparent):
+            return replies[await settlements.take(method, target, body)]
 
-    edge = SmallServer(answer, MAX_BYTES)
     bound = http_server.bind(listen_address(settings.processor_edge_listen))
-    own_tls = settings.tls is not None and bound.family != socket.AF_UNIX
-    await edge.start(bound, listening.context(settings.tls) if settings.tls is not None and own_tls else None)
-    return edge
+    return await HttpChecks(answer, MAX_BYTES, cancels=False).start(bound, settings.tls)
 
 
 class _NoKeys:

@@ -55,11 +55,14 @@ def checks(judge: Judge, observer: Observer, tracing: Tracing | None = None) -> 
 
 
 class HttpChecks:
-    """The listener and its connections."""
+    """The listener and its connections. `cancels`: what a caller asked for ends when it goes away; a check is of no use
+    then, a settlement is."""
 
-    def __init__(self, respond: Respond, max_body_bytes: int) -> None:
+    def __init__(self, respond: Respond, max_body_bytes: int, *, cancels: bool = True) -> None:
         self.respond = respond
         self.max_body_bytes = max_body_bytes
+        self.cancels = cancels
+        self.left: set[asyncio.Task[None]] = set()  # what goes on without its caller
         self.draining = False
         self.connections: set[_Connection] = set()
         self.gone = asyncio.Event()  # once draining: no connection is left
@@ -83,7 +86,7 @@ class HttpChecks:
         for connection in tuple(self.connections):
             connection.drain()
         self.look()
-        under_way = [connection.task for connection in self.connections if connection.task is not None]
+        under_way = {connection.task for connection in self.connections if connection.task is not None} | self.left
         if under_way:
             await asyncio.wait(under_way, timeout=grace)
         # What is answered is still being written: its connection goes by itself, as soon as Envoy took it.
@@ -122,8 +125,11 @@ class _Connection(asyncio.Protocol):
         self._owner.connections.discard(self)
         self._owner.look()
         self._transport = None
-        if self.task is not None:
+        if self.task is not None and self._owner.cancels:
             self.task.cancel()
+        elif self.task is not None:
+            self._owner.left.add(self.task)
+            self.task.add_done_callback(self._owner.left.discard)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is None:

@@ -59,11 +59,11 @@ class Settlements:
         self._observer = observer
         self._trace = trace
 
-    async def take(self, method: bytes, target: bytes, body: bytes) -> int:
+    async def take(self, method: str, target: str, body: bytes) -> int:
         """The status of one call."""
-        if target == b"/alive":
+        if target == "/alive":
             return 200
-        if method != b"POST" or target != b"/settle":
+        if method != "POST" or target != "/settle":
             return 404
         first, _, second = body.partition(b"\n")
         try:
