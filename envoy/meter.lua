@@ -1071,8 +1071,9 @@ local function read_stream(handle, text, grant, meter, status, length)
       note(handle, "deltas", noted)
     end
     last, tail = chunk, instead or bytes
-    -- Its own last word is an end, too: a client that has that has all, and may leave.
-    if not settled and (final or meter.finished or meter.cut) then
+    -- Its own last word is an end, too: a client that has that has all, and may leave. Nowhere else may a call be made: what
+    -- comes meanwhile passes unread.
+    if not settled and (final or meter.finished) then
       settled = true
       settle(handle, text, reading(meter, grant, status, ttft))
     end
