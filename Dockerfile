@@ -40,8 +40,8 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
 CMD ["python", "-m", "policy"]
 
 FROM service AS processor
-ENV PADDOCK_PROCESSOR_LISTEN=0.0.0.0:9003 PADDOCK_PROCESSOR_METRICS_LISTEN=0.0.0.0:9004
-EXPOSE 9003 9004
+ENV PADDOCK_PROCESSOR_LISTEN=0.0.0.0:9003 PADDOCK_PROCESSOR_METRICS_LISTEN=0.0.0.0:9004 PADDOCK_PROCESSOR_EDGE_LISTEN=0.0.0.0:9005
+EXPOSE 9003 9004 9005
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
   CMD ["python", "-c", "import socket; socket.create_connection(('127.0.0.1', 9003), 2)"]
 CMD ["python", "-m", "processor"]

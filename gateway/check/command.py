@@ -26,7 +26,7 @@ def check(args: argparse.Namespace) -> int:
     """0: everything holds; 1: something does not."""
     main, others, found = _files(args.files or [shipped_envoy() / "envoy.yaml"])
     if main is not None:
-        found += prove(main, others, _settings(args))
+        found += prove(main, others, _settings(args, main))
         found += _asked(main, others)
     violations = [one for one in found if not one.note]
     if args.json:
@@ -43,11 +43,11 @@ def check(args: argparse.Namespace) -> int:
     return 1 if violations else 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace, main: Document) -> Settings:
     """As the services beside would read them from this environment."""
     limit = args.max_request_body_bytes or PolicySettings().max_request_body_bytes
     named = os.environ.get("PADDOCK_UPSTREAMS", "")
-    return Settings(limit, tuple(url for url in named.split(",") if url.strip()))
+    return Settings(limit, tuple(url for url in named.split(",") if url.strip()), Path(main.name).parent)
 
 
 def _files(paths: Sequence[Path]) -> tuple[Document | None, list[Document], list[Finding]]:

@@ -13,7 +13,7 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 
 from gateway.check import http_checks
-from gateway.check.site import AUTHZ_NAMESPACE, EDGE, POLICY, PROCESSOR, Finding, Link, Rule, Site
+from gateway.check.site import AUTHZ_NAMESPACE, EDGE, POLICY, PROCESSOR, Finding, Link, Rule, Site, is_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ORDER = Rule(
     "filter-order",
     "a request would be metered, or reach Ollama, before policy judged it",
-    "put ext_authz before ext_proc, and the router last",
+    "put ext_authz before ext_proc and the meter, and the router last",
 )
 MISSING = Rule(
     "filter-missing",
@@ -98,9 +98,12 @@ def _order(site: Site, links: Sequence[Link]) -> Iterator[Finding]:
         return
     if max(authz) > min(proc):
         yield site.finding(ORDER, "ext_proc stands before ext_authz", links[min(proc)].http_filter)
+    for link in links[: max(authz)]:
+        if is_meter(link.settings):
+            yield site.finding(ORDER, "the meter stands before ext_authz", link.http_filter)
     for number in range(min(authz) + 1, len(links)):
         link = links[number]
-        if isinstance(link.settings, (ExtAuthz, ExternalProcessor, Router)):
+        if isinstance(link.settings, (ExtAuthz, ExternalProcessor, Router)) or is_meter(link.settings):
             continue
         if type(link.settings).__name__ not in _HARMLESS:
             yield site.finding(BETWEEN, f"{link.http_filter.name} stands after ext_authz", link.http_filter)

@@ -12,9 +12,9 @@ import yaml
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 
-from gateway.check import bodies, edge, filters, http_checks, routes, tracing, upstreams
+from gateway.check import bodies, edge, filters, http_checks, meter, routes, tracing, upstreams
 from gateway.check.document import Document, Plain, Unreadable, read
-from gateway.check.site import Finding, Rule, Site
+from gateway.check.site import METER_FILE, Finding, Rule, Site
 from gateway.check.typed import Typed
 from gateway.launch import shipped_envoy
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CHECKS = (
-    edge.check, filters.check, http_checks.check, routes.check, bodies.check, upstreams.check, tracing.check,
+    edge.check, filters.check, http_checks.check, meter.check, routes.check, bodies.check, upstreams.check,
+    tracing.check,
 )  # fmt: skip
 RULES: tuple[Rule, ...] = tuple(
     rule
-    for module in (edge, filters, http_checks, routes, bodies, upstreams, tracing)
+    for module in (edge, filters, http_checks, meter, routes, bodies, upstreams, tracing)
     for rule in vars(module).values()
     if isinstance(rule, Rule)
 )
 _UNREADABLE = "unreadable"
 _CLUSTER_URL = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-METER_FILE = "meter.lua"
 _PATIENCE = 60  # seconds for `envoy --mode validate`
 
 
@@ -42,6 +42,7 @@ class Settings:
 
     max_request_body_bytes: int
     upstreams: tuple[str, ...] = ()  # empty: not compared
+    directory: Path | None = None  # where the bootstrap lies; None: files that it names are not looked for
 
 
 def prove(main: Document, others: Sequence[Document], settings: Settings) -> list[Finding]:
@@ -141,7 +142,8 @@ def _site(main: Document, others: Sequence[Document], settings: Settings) -> Sit
             clusters += list(_clusters(current))
     except Unreadable as error:
         raise _Broken(Finding(current.document.name, error.line, _UNREADABLE, error.why)) from error
-    return Site(typed, bootstrap, files, clusters, settings.max_request_body_bytes, settings.upstreams)
+    limit = settings.max_request_body_bytes
+    return Site(typed, bootstrap, files, clusters, limit, settings.upstreams, settings.directory)
 
 
 def _clusters(typed: Typed) -> Iterator[Cluster]:

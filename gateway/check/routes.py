@@ -38,7 +38,7 @@ CATCH_ALL = Rule(
 UNGUARDED = Rule(
     "unguarded-route",
     "anybody could use Ollama on it, unmetered",
-    "remove what turns the filter off for this route",
+    "remove what turns the filter off for this route, or turn the meter on where ext_proc is off",
 )
 OVERRIDDEN = Rule(
     "route-override",
@@ -156,7 +156,7 @@ def _destination(site: Site, path: Path) -> Iterator[Finding]:
     weighted = action.weighted_clusters.clusters if action.weighted_clusters else []
     if not destinations(path.route) or any(one.cluster_header for one in weighted):
         yield site.finding(UNNAMED, "the route names no cluster", action)
-    for name in (OWN - {PAGES}).intersection(destinations(path.route)):
+    for name in sorted((OWN - {PAGES}).intersection(destinations(path.route))):
         yield site.finding(INSIDE, f"the route leads to {name}", action)
 
 
@@ -186,8 +186,9 @@ def _scrape(site: Site, path: Path) -> Iterator[Finding]:
 def _guarded(site: Site, path: Path) -> Iterator[Finding]:
     for kind, name in ((ExtAuthz, "ext_authz"), (ExternalProcessor, "ext_proc")):
         links = [link for link in site.links(path.manager) if isinstance(link.settings, kind)]
-        if links and not site.serving(path, kind):
-            yield site.finding(UNGUARDED, f"the route leads to {_where(path.route)} with {name} off", path.route)
+        if links and not site.serving(path, kind) and not (kind is ExternalProcessor and site.metered(path)):
+            off = "neither ext_proc nor the meter on" if kind is ExternalProcessor else f"{name} off"
+            yield site.finding(UNGUARDED, f"the route leads to {_where(path.route)} with {off}", path.route)
         for link in links:
             said = site.per_route(path, link.http_filter)
             for what in _overrides(said):

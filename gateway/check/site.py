@@ -6,10 +6,13 @@ A rule is a function from a `Site` to findings. It reads typed objects, and for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import betterproto2
+from envoy_data_plane.envoy.config.route.v3 import FilterConfig
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpFilter,
@@ -28,10 +31,12 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=betterproto2.Message)
 
-POLICY, EDGE, PAGES, PROCESSOR = "policy", "policy_edge", "policy_http", "processor"  # the gateway's own clusters
-OWN = frozenset((POLICY, EDGE, PAGES, PROCESSOR))
+POLICY, EDGE, PAGES = "policy", "policy_edge", "policy_http"
+PROCESSOR, SETTLING = "processor", "processor_edge"
+OWN = frozenset((POLICY, EDGE, PAGES, PROCESSOR, SETTLING))  # the gateway's own clusters
+METER_FILE = "meter.lua"
 AUTHZ_NAMESPACE = "envoy.filters.http.ext_authz"
-PROCESSOR_NAMESPACE = "paddock"  # ext_proc may write there, and nobody else
+PROCESSOR_NAMESPACE = "paddock"  # ext_proc and the meter may write there, and nobody else
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +93,17 @@ class Site:
     clusters: list[Cluster]  # of the cluster files
     max_request_body_bytes: int
     upstreams: tuple[str, ...] = ()  # PADDOCK_UPSTREAMS where it is set
+    directory: FilePath | None = None  # where the bootstrap lies, for files that it names; None: not looked for
     _links: dict[int, list[Link]] = field(default_factory=dict, repr=False)
 
     def finding(self, rule: Rule, what: str, message: betterproto2.Message, *steps: str | int) -> Finding:
         """A violation at a field of a message of this site."""
         typed = self._of(message)
         return Finding(typed.document.name, typed.line(message, *steps), rule.name, what, rule.why, rule.mend)
+
+    def note(self, rule: Rule, what: str, message: betterproto2.Message, *steps: str | int) -> Finding:
+        """Something about a rule that is worth saying, and no violation."""
+        return replace(self.finding(rule, what, message, *steps), why="", mend="", note=True)
 
     def unpacked(self, packed: Packed | None) -> betterproto2.Message | None:
         return None if packed is None else self._of(packed).unpacked(packed)
@@ -145,11 +155,20 @@ class Site:
         """What the most specific level says of a filter: the route, its virtual host, the table."""
         for level in (path.route, path.host, path.table):
             packed = level.typed_per_filter_config.get(http_filter.name)
-            if packed is not None:
-                return self.unpacked(packed) or packed  # of a type not known: something, and not nothing
+            if packed is None:
+                continue
+            said = self.unpacked(packed)
+            if isinstance(said, FilterConfig) and said.config is not None and not said.disabled:
+                packed = said.config  # a wrapper: what counts is in it
+                said = self.unpacked(packed)
+            return said or packed  # of a type not known: something, and not nothing
         return None
 
-    def serving(self, path: Path, kind: type[ExtAuthz] | type[ExternalProcessor]) -> list[Link]:
+    def metered(self, path: Path) -> list[Link]:
+        """The meters that are on for a route."""
+        return [link for link in self.serving(path, Lua) if is_meter(link.settings)]
+
+    def serving(self, path: Path, kind: type[ExtAuthz | ExternalProcessor | Lua]) -> list[Link]:
         """The filters of a kind that are on for a route."""
         found = []
         for link in self.links(path.manager):
@@ -162,6 +181,13 @@ class Site:
 
 
 Check = Callable[[Site], Iterator[Finding]]
+
+
+def is_meter(settings: betterproto2.Message | None) -> bool:
+    """Whether a filter is the meter, by the name of its script; `gateway.check.meter` proves that it is."""
+    if not isinstance(settings, Lua) or settings.default_source_code is None:
+        return False
+    return FilePath(settings.default_source_code.filename or "").name == METER_FILE
 
 
 def destinations(route: Route) -> list[str]:

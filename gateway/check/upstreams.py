@@ -16,6 +16,7 @@ from gateway.check.site import (
     POLICY,
     PROCESSOR,
     PROCESSOR_NAMESPACE,
+    SETTLING,
     Finding,
     Rule,
     Site,
@@ -63,6 +64,8 @@ def check(site: Site) -> Iterator[Finding]:
     needed = {POLICY, PROCESSOR}
     if any(authz.http_service is not None for authz in site.each(ExtAuthz)):
         needed.add(EDGE)
+    if any(site.metered(path) for path in site.routes()):
+        needed.add(SETTLING)
     for name in sorted(needed - clusters.keys()):
         yield site.finding(KNOWN, f"no cluster is named {name}", site.bootstrap)
     upstream = [cluster for name, cluster in clusters.items() if name not in OWN]

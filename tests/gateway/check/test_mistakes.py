@@ -6,6 +6,7 @@ lines before the first line with such text, as far indented. Half a shipped file
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +127,40 @@ def test_what_is_not_known_is_said_and_no_violation() -> None:
     (found,) = findings({"envoy.yaml": text.replace("codec_type: AUTO", "codec_type: AUTO\n                newer: 1")})
     assert found.note
     assert found.what == "field newer is not known to this check"
+
+
+def with_script(tmp_path: Path, script: bytes | None) -> list[Finding]:
+    if script is not None:
+        (tmp_path / "meter.lua").write_bytes(script)
+    return findings({}, Settings(262144, directory=tmp_path))
+
+
+def test_the_shipped_meter_beside_the_configuration_holds(tmp_path: Path) -> None:
+    assert with_script(tmp_path, (SHIPPED / "meter.lua").read_bytes()) == []
+
+
+def test_a_meter_beside_the_configuration_that_is_not_the_shipped_one(tmp_path: Path) -> None:
+    (found,) = with_script(tmp_path, (SHIPPED / "meter.lua").read_bytes() + b"\n")
+    assert (found.rule, found.note) == ("meter-source", False)
+    assert str(tmp_path / "meter.lua") in found.what
+
+
+def test_a_meter_that_is_not_at_hand_is_said_and_no_violation(tmp_path: Path) -> None:
+    (found,) = with_script(tmp_path, None)
+    assert (found.rule, found.note) == ("meter-source", True)
+
+
+def test_without_the_meter_nothing_of_it_is_needed() -> None:
+    """As `paddock up --metering processor` has it: no route turns it on, and its cluster and its log may go."""
+    text = (SHIPPED / "envoy.yaml").read_text(encoding="utf-8")
+    whole = json.loads(json.dumps(yaml.safe_load(text)))  # no aliases
+    manager = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    del manager["access_log_options"]
+    for host in manager["route_config"]["virtual_hosts"]:
+        for route in host["routes"]:
+            said = route.get("typed_per_filter_config", {})
+            if said.pop("envoy.filters.http.lua", None):
+                del said["envoy.filters.http.ext_proc"]
+    clusters = whole["static_resources"]["clusters"]
+    whole["static_resources"]["clusters"] = [one for one in clusters if one["name"] != "processor_edge"]
+    assert findings({"envoy.yaml": yaml.safe_dump(whole, sort_keys=False)}) == []
