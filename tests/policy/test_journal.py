@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from policy.admission import journal
 from policy.admission.journal import Journal
-from policy.rules.events import Finished
+from policy.rules.events import Finished, Progress
 from policy.rules.faults import StoreDown
 from policy.rules.grant import Duty, Grant
+from policy.rules.speeds import Speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,3 +143,99 @@ def test_a_grant_that_cannot_be_read_does_not_stop_the_others() -> None:
 
 def test_while_the_store_is_down_the_processor_goes_first_again() -> None:
     assert len(settled_by(finished(grant=GRANT.to_json()), down=2)) == 1
+
+
+# What Envoy metered by itself.
+
+READ = '{"st":200,"p":11,"c":22,"x":true,"outcome":"completed","eval":1000000000}'
+
+
+def metered(*entries: Finished, down: int = 0, speeds: Speeds | None = None) -> tuple[Store, list[Settlement]]:
+    """The store after these entries were written, and how they were settled by then."""
+    store = Store()
+    store.down = down
+    book = Journal(store, speeds)
+    asyncio.run(book.write(entries))
+    assert book.waiting == 0, "no processor will settle it: there is nothing to wait for"
+    return store, [settlement for _, settlement in store.settled]
+
+
+def by_envoy(**fields: Any) -> Finished:
+    return finished(**{"grant": GRANT.to_json(), "metered": True, "status": 200, **fields})
+
+
+def test_a_reading_that_no_processor_took_is_settled_as_it_is() -> None:
+    store, (settlement,) = metered(by_envoy(used=READ, deltas=20))
+    assert (settlement.prompt_tokens, settlement.completion_tokens, settlement.exact) == (11, 22, True)
+    assert settlement.event["outcome"] == "completed"
+    assert store.logged == {7: [("192.0.2.1", False, "{}")]}
+
+
+def test_it_is_settled_before_its_entry_is_written() -> None:
+    class Ordered(Store):
+        async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int:
+            assert self.settled, "an entry says that its request is settled"
+            return await super().log(shard, entries)
+
+    asyncio.run(Journal(Ordered()).write([by_envoy(used=READ)]))
+
+
+def test_a_store_that_is_down_is_waited_for_before_either() -> None:
+    store, (settlement,) = metered(by_envoy(used=READ), down=3)
+    assert settlement.completion_tokens == 22
+    assert store.logged
+
+
+def test_what_was_settled_is_not_settled_again_and_teaches_the_models_speed() -> None:
+    speeds = Speeds()
+    _, settlements = metered(by_envoy(used=READ, settled=True), speeds=speeds)
+    assert settlements == []
+    assert speeds.produced("m", 1.0, 1000) == 22
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt", "completion", "exact", "outcome"),
+    [
+        pytest.param({"reached_upstream": False}, 0, 0, True, "not_forwarded", id="never sent on"),
+        pytest.param({"deltas": 41}, None, 41, False, "aborted", id="the client left in a stream"),
+        pytest.param({"deltas": 0}, None, 0, False, "aborted", id="before the stream's first piece"),
+        pytest.param({"deltas": 10**6}, None, 100, False, "aborted", id="never above the cap"),
+        pytest.param({"status": 502}, 0, 0, True, "upstream_error", id="the upstream failed"),
+        pytest.param({"microseconds": 2_000_000}, None, 40, False, "aborted", id="nothing seen: by its time"),
+        pytest.param({"microseconds": 10**9}, None, 100, False, "aborted", id="by its time, up to the cap"),
+        pytest.param({"used": "{}", "deltas": 41}, None, 41, False, "aborted", id="a reading that is none"),
+        pytest.param({"used": READ[:-9], "deltas": 41}, None, 41, False, "aborted", id="half a reading"),
+    ],
+)
+def test_without_a_reading_what_was_seen_counts(
+    fields: dict[str, Any], prompt: int | None, completion: int, exact: bool, outcome: str
+) -> None:
+    _, (settlement,) = metered(by_envoy(**fields))
+    assert (settlement.prompt_tokens, settlement.completion_tokens, settlement.exact) == (prompt, completion, exact)
+    assert settlement.event["outcome"] == outcome
+
+
+def test_a_document_of_which_nothing_was_seen_is_charged_by_its_time() -> None:
+    document = replace(GRANT, stream=False)
+    _, (settlement,) = metered(by_envoy(grant=document.to_json(), deltas=0, microseconds=2_000_000))
+    assert settlement.completion_tokens == 40
+
+
+@pytest.mark.parametrize("grant", ['{"from": "another version"}', replace(GRANT, epoch="").to_json()])
+def test_without_a_grant_or_a_reservation_the_entry_is_written_all_the_same(grant: str) -> None:
+    store, settlements = metered(by_envoy(grant=grant, used=READ), by_envoy(used=READ))
+    assert len(settlements) == 1
+    assert len(store.logged[7]) == 2
+
+
+def test_leases_are_renewed_shard_by_shard() -> None:
+    store = Store()
+    asyncio.run(Journal(store).renew([Progress("a", 7, 1), Progress("b", 8, 0), Progress("c", 7, 3)]))
+    assert store.renewed == {7: [("a", 1), ("c", 3)], 8: [("b", 0)]}
+
+
+def test_a_renewal_that_a_store_misses_holds_nothing_up() -> None:
+    store = Store()
+    store.down = 1
+    asyncio.run(Journal(store).renew([Progress("a", 7, 1), Progress("b", 8, 2)]))
+    assert store.renewed == {8: [("b", 2)]}
