@@ -64,7 +64,7 @@ def _source(site: Site, lua: Lua) -> Iterator[Finding]:
     for name in ("inline_code", "source_codes"):
         if getattr(lua, name):
             yield site.finding(SOURCE, f"the meter has {name} besides", lua, name)
-    named = Path(lua.default_source_code.filename if lua.default_source_code else "")
+    named = Path((lua.default_source_code.filename if lua.default_source_code else None) or METER_FILE)
     if site.directory is None:
         return
     ours = (shipped_envoy() / METER_FILE).read_bytes()

@@ -252,7 +252,13 @@ class MemoryStore:
 
     def expired(self) -> list[Expired]:
         return [
-            Expired(request_id, held.identity, held.progress)
+            Expired(
+                request_id,
+                held.identity,
+                held.progress,
+                max(held.tokens - held.prompt, 0),
+                (held.deadline - LEASE_MS) * 1000,
+            )
             for request_id, held in self.reservations.items()
             if held.deadline <= self.now
         ]

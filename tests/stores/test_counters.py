@@ -445,6 +445,7 @@ def test_large_figures_stay_exact(store: Open) -> None:
             (expired,) = await counters.expired(shard_of(of.tenant.id))
             assert (expired.identity.tenant_id, expired.identity.key_id) == (2**44 + 7, 2**45 + 1)
             assert expired.identity.started_at == asked.started_at
+            assert (expired.completion_tokens, expired.cap, expired.seen_at) == (0, 2**33 + 1, NOW * 1000)
             await counters.settle(grant(asked, tally), used(10**15 + 1, 10**14 + 3))
             found = await counters.events(shard_of(of.tenant.id), 10)
             assert found.entries[-1][1][b"u"] == b"1000000000000001 100000000000003 0"
