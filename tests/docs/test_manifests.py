@@ -66,6 +66,32 @@ def test_services_are_where_the_shipped_envoy_looks_for_them() -> None:
         assert address["port_value"] in [port["port"] for port in service["ports"]]
 
 
+def test_envoy_may_call_what_it_calls() -> None:
+    for cluster in SHIPPED["static_resources"]["clusters"]:
+        (locality,) = cluster["load_assignment"]["endpoints"]
+        address = locality["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+        (pod,) = of("kubernetes", "Deployment")[address["address"]]["spec"]["template"]["spec"]["containers"]
+        assert address["port_value"] in [port["containerPort"] for port in pod["ports"]]
+        rule = of("kubernetes", "NetworkPolicy")[address["address"]]["spec"]["ingress"][0]
+        assert {"port": address["port_value"]} in rule["ports"]
+
+
+def test_the_config_map_has_every_file_of_envoys() -> None:
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text(encoding="utf-8")
+    manifest = (ROOT / "docs" / "manifests" / "kubernetes.yaml").read_text(encoding="utf-8")
+    for one in (ROOT / "envoy").iterdir():
+        if one.is_file():
+            assert f"--from-file envoy/{one.name}" in page
+            assert f"--from-file envoy/{one.name}" in manifest
+
+
+@pytest.mark.parametrize("name", ["envoy-gateway", "istio"])
+def test_meshes_meter_by_processor(name: str) -> None:
+    text = (ROOT / "docs" / "manifests" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "meter.lua" not in text
+    assert "ext" in text and "9003" in text
+
+
 def test_selectors_and_labels_fit() -> None:
     labels = {
         name: one["spec"]["template"]["metadata"]["labels"] for name, one in of("kubernetes", "Deployment").items()

@@ -73,6 +73,7 @@ def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_pa
         "PADDOCK_POLICY_EDGE_LISTEN": f"127.0.0.1:{ports[4]}",
         "PADDOCK_PROCESSOR_LISTEN": f"127.0.0.1:{ports[2]}",
         "PADDOCK_PROCESSOR_METRICS_LISTEN": f"127.0.0.1:{ports[3]}",
+        "PADDOCK_PROCESSOR_EDGE_LISTEN": f"127.0.0.1:{ports[4]}",
     }
     services = [
         subprocess.Popen([image / "bin" / "python", "-m", name], env=environment, cwd="/")
@@ -81,11 +82,39 @@ def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_pa
     try:
         harness.eventually(lambda: _ready(f"http://127.0.0.1:{ports[1]}/readyz"), patience=60)
         harness.eventually(lambda: _accepts(ports[2]), patience=60)
+        harness.eventually(lambda: _accepts(ports[4]), patience=60)
     finally:
         for service in services:
             service.send_signal(signal.SIGTERM)
         codes = [service.wait(60) for service in services]
     assert codes == [0, 0]
+
+
+@pytest.mark.timeout(900)
+def test_the_wheel_has_every_file_of_envoys(image: Path) -> None:
+    for one in (ROOT / "envoy").iterdir():
+        if one.is_file():
+            installed = image / "share" / "paddock" / "envoy" / one.name
+            assert installed.read_bytes() == one.read_bytes()
+
+
+def test_the_images_listen_where_the_shipped_envoy_looks() -> None:
+    shipped = yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text(encoding="utf-8"))
+    for cluster in shipped["static_resources"]["clusters"]:
+        (locality,) = cluster["load_assignment"]["endpoints"]
+        address = locality["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+        stage = STEPS[STEPS.index(f"FROM service AS {address['address']}") :].partition("HEALTHCHECK")[0]
+        (exposed,) = re.findall(r"^EXPOSE (.*)$", stage, re.MULTILINE)
+        assert f"=0.0.0.0:{address['port_value']}" in stage
+        assert str(address["port_value"]) in exposed.split()
+
+
+def test_envoy_finds_the_meter_where_it_is_mounted() -> None:
+    (mount,) = COMPOSE["services"]["envoy"]["volumes"]
+    source, target, _ = mount.split(":")
+    text = (ROOT / source / "envoy.yaml").read_text(encoding="utf-8")
+    assert f"filename: {target}/meter.lua" in text
+    assert (ROOT / source / "meter.lua").is_file()
 
 
 def _ready(url: str) -> bool:
