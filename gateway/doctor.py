@@ -236,6 +236,8 @@ async def _round_trip(client: httpx.AsyncClient, key: str) -> list[Result]:
         if answer.status_code != 200:
             found += f", {_said(answer)}"
         mend = f"`paddock audit --request-id {answer.headers.get('x-request-id', '')}` says what became of it."
+        if answer.status_code == 503:
+            mend += " Envoy also says 503 while it reaches no processor to settle with (processor_edge, port 9005)."
         return [*results, Result("round trip", answer.status_code == 200, found, mend)]
     return results
 

@@ -19,7 +19,8 @@ SHIPPED = Path(__file__).parents[3] / "envoy"
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of a shipped file with one text replaced."""
+    """A copy of a shipped file with one text replaced, and the script beside it."""
+    shutil.copy(SHIPPED / "meter.lua", tmp_path)
 
     def copied(name: str, old: str = "", new: str = "") -> Path:
         text = (SHIPPED / name).read_text(encoding="utf-8")
@@ -60,6 +61,21 @@ def test_envoys_own_word_is_passed_on(copy: Callable[..., Path], capsys: pytest.
     path = copy("envoy.yaml", "inline_string: Ollama is running", "filename: /no/such/file")
     assert cli.main(["check", str(path)]) == 1
     assert "/no/such/file" in capsys.readouterr().out
+
+
+def test_a_script_beside_the_file_is_compared(copy: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy("envoy.yaml")
+    script = copy("meter.lua", "WHOLE = 65536", "WHOLE = 65537")
+    assert cli.main(["check", str(path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"meter-source: {script} is not the shipped one" in line
+
+
+def test_a_script_that_is_not_at_hand_is_a_note(copy: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy("envoy.yaml")
+    (path.parent / "meter.lua").unlink()
+    assert cli.main(["check", str(path)]) == 0
+    assert "note: meter-source: /etc/envoy/meter.lua cannot be read here" in capsys.readouterr().out
 
 
 def test_without_envoy_it_says_so(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from ipaddress import ip_address, ip_network
 
-from policy.rules import access_line, endpoints, logs, models, origins, tags
+from policy.rules import access_line, endpoints, logs, metering, models, origins, tags
 from policy.rules.addresses import neighbourhood
 from policy.rules.requests import Bounds, Kind, Refusal, parse
 
@@ -94,6 +94,18 @@ def access_lines_are_entries_or_nothing(data: bytes) -> None:
     assert type(event["st"]) is int and (found.tenant_id is None or type(found.tenant_id) is int)
 
 
+def readings_are_settlements_or_refused(data: bytes) -> None:
+    """What Envoy's meter read is figures that can be charged, whoever wrote them."""
+    try:
+        found = metering.reading(data)
+    except ValueError:
+        return
+    counts = [found.completion_tokens, *(value for name, value in found.event.items() if name != "outcome")]
+    assert all(type(one) is int and 0 <= one <= 2**53 for one in (*counts, found.prompt_tokens) if one is not None)
+    assert not (found.exact and found.prompt_tokens is None)
+    assert set(found.event) <= {"st", "outcome", "ttft", "load", "prompt", "eval"}
+
+
 def tags_list_what_can_be_asked_for(data: bytes) -> None:
     """What an upstream lists is kept by a keep-list, bounded, under names that requests can spell."""
     try:
@@ -129,6 +141,7 @@ TARGETS = (
     addresses_share_a_neighbourhood,
     paths_find_what_is_in_the_table,
     access_lines_are_entries_or_nothing,
+    readings_are_settlements_or_refused,
     tags_list_what_can_be_asked_for,
     logs_cut_secrets,
 )
