@@ -13,7 +13,18 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 
 from gateway.check import http_checks
-from gateway.check.site import AUTHZ_NAMESPACE, EDGE, POLICY, PROCESSOR, Finding, Link, Rule, Site, is_meter
+from gateway.check.site import (
+    AUTHZ_NAMESPACE,
+    EDGE,
+    POLICY,
+    PROCESSOR,
+    PROCESSOR_NAMESPACE,
+    Finding,
+    Link,
+    Rule,
+    Site,
+    is_meter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +76,7 @@ METADATA = Rule(
 )
 FORGED = Rule(
     "metadata-forged",
-    "what stands there counts as policy's word",
+    "what stands there counts as policy's word, or as what an answer used",
     "keep every other filter out of that namespace",
 )
 _HARMLESS = (
@@ -118,6 +129,9 @@ def _forged(site: Site, links: Sequence[Link]) -> Iterator[Finding]:
             continue
         if AUTHZ_NAMESPACE in repr(link.settings):
             yield site.finding(FORGED, f"{link.http_filter.name} names policy's namespace", link.http_filter)
+        if repr(PROCESSOR_NAMESPACE) in repr(link.settings):
+            what = f"{link.http_filter.name} names the namespace of what was used and settled"
+            yield site.finding(FORGED, what, link.http_filter)
 
 
 def _authz(site: Site) -> Iterator[Finding]:
