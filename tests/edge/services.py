@@ -169,7 +169,9 @@ class PolicyEnd(external_auth_pb2_grpc.AuthorizationServicer, als_pb2_grpc.Acces
         return als_pb2.StreamAccessLogsResponse()
 
     def log_of(self, request_id: str) -> dict[str, Any] | None:
-        return next((one for one in self.logged if _request_id(one) == request_id), None)
+        """The entry of the finished request: of one that takes long, Envoy tells in between too."""
+        ended = (one for one in self.logged if one["common_properties"].get("access_log_type") != "DownstreamPeriodic")
+        return next((one for one in ended if _request_id(one) == request_id), None)
 
 
 def over_http(policy: PolicyEnd) -> Respond:

@@ -34,12 +34,15 @@ def deployed(directory: Path, *options: str) -> Path:
         shutil.copy(SHIPPED / name, directory)
         for option in set(options) & set(OPTIONS[name]):
             subprocess.run(["sed", "-i", f"s/#{option}# //", str(directory / name)], check=True)
+    shutil.copy(SHIPPED / "meter.lua", directory)
     clusters = directory / "clusters.yaml"
     text = clusters.read_text(encoding="utf-8")
     clusters.write_text(text.replace("/etc/envoy/tls", str(directory / "tls")), encoding="utf-8")
     path = directory / "envoy.yaml"
     text = path.read_text(encoding="utf-8").replace("/etc/envoy/tls", str(directory / "tls"))
-    path.write_text(text.replace("/etc/envoy/clusters", str(directory / "clusters")), encoding="utf-8")
+    for name in ("clusters.yaml", "meter.lua"):
+        text = text.replace(f"/etc/envoy/{name}", str(directory / name))
+    path.write_text(text, encoding="utf-8")
     return path
 
 
