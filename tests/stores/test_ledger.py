@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policy.admission.ledger import Ledger
+from policy.admission.ledger import UNSEEN_SECONDS, Ledger
 from policy.rules.decision import Reason
 from policy.rules.events import read
 from policy.rules.faults import DatabaseDown
@@ -21,6 +21,7 @@ from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan
 from policy.rules.limits import Limits
 from policy.rules.settlement import Known, Seed, Settlement
+from policy.rules.speeds import FIRST_GUESS
 from policy.rules.tenants import Key, Tenant
 from policy.stores.ledger_postgres import LedgerTables, seeds
 from policy.stores.migrate import upgrade
@@ -341,7 +342,7 @@ def test_what_nobody_settles_is_settled_by_what_is_known(database: str, valkey: 
             ]
             assert found == [
                 ("lost", prompt, 0, True),
-                ("lost", prompt, 33 + 10, True),
+                ("lost", prompt, 33 + round(FIRST_GUESS * UNSEEN_SECONDS), True),
                 ("not_forwarded", 0, 0, False),
                 ("not_forwarded", 0, 0, False),
             ]
