@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from policy.edge.small_http import Call, SmallServer, response
+from policy.edge.http_check import HttpChecks
+from policy.edge.http_codec import reply
 from policy.rules.grant import Duty, Grant
 from processor.edge.settle import MAX_BYTES, Settlements
 
@@ -67,7 +68,7 @@ class Seen:
     settler: Settler
     observer: Observer
     trace: Trace
-    server: SmallServer
+    server: HttpChecks
     url: str
 
 
@@ -77,10 +78,10 @@ def run(scenario: Callable[[Seen, httpx.AsyncClient], Awaitable[None]], *, takes
         settler.go.set()
         settlements = Settlements(settler, observer, trace)
 
-        async def answer(call: Call) -> bytes:
-            return response(await settlements.take(call.method, call.target, call.body))
+        async def answer(method: str, target: str, _: dict[str, str], body: bytes) -> bytes:
+            return reply(await settlements.take(method, target, body), [])
 
-        server = SmallServer(answer, MAX_BYTES)
+        server = HttpChecks(answer, MAX_BYTES, cancels=False)
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
         seen = Seen(settler, observer, trace, server, f"http://127.0.0.1:{bound.getsockname()[1]}")
@@ -89,7 +90,7 @@ def run(scenario: Callable[[Seen, httpx.AsyncClient], Awaitable[None]], *, takes
             async with asyncio.timeout(30), httpx.AsyncClient(base_url=seen.url, trust_env=False) as client:
                 await scenario(seen, client)
         finally:
-            await server.close(0)
+            await server.stop(0)
         return seen
 
     return asyncio.run(whole())
@@ -186,6 +187,6 @@ def test_an_envoy_that_leaves_does_not_stop_a_settlement() -> None:
         call.cancel()
         await client.aclose()
         seen.settler.go.set()
-        await seen.server.close(10)
+        await seen.server.stop(10)
 
     assert len(run(scenario).settler.taken) == 1
