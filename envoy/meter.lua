@@ -928,9 +928,9 @@ local function noted(handle, name)
   return held and held[name]
 end
 
-local function granted(handle) -- the grant's text
+local function granted(handle) -- the grant, and what of it is meant for the meter (policy/rules/grant.py, to_meter)
   local held = handle:streamInfo():dynamicMetadata():get(AUTHZ)
-  return held and held.grant
+  if held then return held.grant, held.meter end
 end
 
 local function refuse(handle)
@@ -957,25 +957,28 @@ end
 
 -- The body with every splice made, as policy/rules/splices.py; nil where they do not fit it.
 local function spliced(body, splices)
-  local out, at = {}, 0
-  for _, splice in ipairs(splices) do
-    local offset, length, text = splice[1], splice[2], splice[3]
-    if length < 0 or offset < at or offset + length > #body then return nil end
+  local out, at, place = {}, 0, 1
+  while place <= #splices do
+    local offset, length, size, start = match(splices, "^(%d+) (%d+) (%d+):()", place)
+    if not offset then return nil end
+    offset, length, size = tonumber(offset), tonumber(length), tonumber(size)
+    if offset < at or offset + length > #body or start + size - 1 > #splices then return nil end
     out[#out + 1] = sub(body, at + 1, offset)
-    out[#out + 1] = text
-    at = offset + length
+    out[#out + 1] = sub(splices, start, start + size - 1)
+    at, place = offset + length, start + size
   end
   out[#out + 1] = sub(body, at + 1)
   return concat(out)
 end
 
 local function prepare(handle) -- whether the request may go on
-  local text = granted(handle)
-  if not text or not find(text, '"duty":"meter"', 1, true) then return false end
+  local text, meant = granted(handle)
+  local splices = text and meant and match(meant, "^%S+ %d+ [01] %d+ %d+ %S+ ?(.*)$")
+  if not splices then return false end
   note(handle, "meter", "1")
-  if not find(text, '"splices":[]', 1, true) then
-    local grant, body = parse(text), handle:body() -- before any call: a body that comes meanwhile can not be had any more
-    local changed = grant and body and spliced(body:getBytes(0, body:length()), grant.splices)
+  if splices ~= "" then
+    local body = handle:body() -- before any call: a body that comes meanwhile can not be had any more
+    local changed = body and spliced(body:getBytes(0, body:length()), splices)
     if not changed then return false end -- made for another body: what was judged is not what came
     body:setBytes(changed)
     handle:headers():replace("content-length", format("%d", #changed))
@@ -1086,18 +1089,27 @@ local function read_stream(handle, text, grant, meter, status, length)
 end
 
 function envoy_on_response(handle)
-  local text = granted(handle)
-  local grant = text and parse(text)
-  if not grant or noted(handle, "refused") then return end -- refused, here or before
+  local text, meant = granted(handle)
+  if not meant then return end -- refused before it came here
   local headers = handle:headers()
   local status = tonumber(headers:get(":status")) or 0
-  if status < 200 or status > 299 then return replace(handle, text, grant, status) end
-  local meter = paddock.meter({
-    endpoint = grant.endpoint, content_type = headers:get("content-type") or "",
-    content_encoding = headers:get("content-encoding") or "", hide_usage = grant.hide_usage, cap = grant.cap,
-    prompt_estimate = grant.prompt_tokens,
-  })
-  if not meter then return replace(handle, text, grant, 502) end
+  if status == 503 and noted(handle, "refused") then return end
+  local endpoint, cap, hide, estimate, started, id = match(meant, "^(%S+) (%d+) ([01]) (%d+) (%d+) (%S+)")
+  local grant = {
+    endpoint = endpoint, cap = tonumber(cap), hide_usage = hide == "1", prompt_tokens = tonumber(estimate),
+    started_at = tonumber(started), request_id = id or "",
+  }
+  local meter
+  if not endpoint then status = 502 end
+  if status > 199 and status < 300 then
+    meter = paddock.meter({
+      endpoint = endpoint, content_type = headers:get("content-type") or "",
+      content_encoding = headers:get("content-encoding") or "", hide_usage = grant.hide_usage, cap = grant.cap,
+      prompt_estimate = grant.prompt_tokens,
+    })
+    if not meter then status = 502 end
+  end
+  if not meter then return replace(handle, text, grant, status) end
   local length = tonumber(headers:get("content-length") or "")
   if not meter.streams and length and length <= WHOLE then return read_document(handle, text, grant, meter, status) end
   -- What is taken out or put in makes a stated length wrong.

@@ -12,7 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from policy.rules.access_line import parse
+from policy.rules.access_line import glance, parse
 from policy.rules.addresses import neighbourhood
 from policy.rules.faults import DatabaseDown, StoreDown
 
@@ -77,18 +77,24 @@ class Recovery:
     async def once(self) -> bool:
         """Read one piece; say whether another may follow."""
         mark = await self._marks.mark()
-        ripe, reached = [], mark
+        reached = mark
+        ripe: list[tuple[str, bytes]] = []
         until = (time.time() - BEHIND_SECONDS) * 1e6
         lines = await asyncio.to_thread(self._source.lines, mark)
         for line, after in lines:
-            entry = parse(line)
-            if entry is not None:
-                if entry.started_at > until and entry.started_at < until + 3600e6:
+            seen = glance(line)
+            if seen is not None:
+                name, started_at = seen
+                if until < started_at < until + 3600e6:
                     break  # a clock that jumped must not hold us up for ever
-                ripe.append(entry)
+                ripe.append((name, line))
             reached = after
         if ripe:
-            await self._write(ripe)
+            # Nearly all are told already: only what is not is read in full.
+            told = await self._told.told([name for name, _ in ripe])
+            entries = [entry for name, line in ripe if name not in told and (entry := parse(line)) is not None]
+            if entries:
+                await self._write(entries)
         if reached != mark:
             await self._marks.set_mark(reached)
         return reached != mark

@@ -17,6 +17,7 @@ from google.rpc import code_pb2, status_pb2
 
 from policy.rules.decision import Allow, Answer, Deny, Request
 from policy.rules.endpoints import DETAILED
+from policy.rules.grant import Duty
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,6 +85,8 @@ def _allowed(allow: Allow) -> Any:
         metadata["tenant"].string_value = allow.grant.tenant
         metadata["key_prefix"].string_value = allow.grant.key_prefix
         metadata["model"].string_value = allow.grant.model
+        if allow.grant.duty is Duty.METER:
+            metadata["meter"].string_value = allow.grant.to_meter()
     else:
         response.dynamic_metadata.fields["tenant"].string_value = allow.tenant
     if allow.signals:

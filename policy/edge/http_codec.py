@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from policy.rules.decision import Allow, Answer, Deny, Request
 from policy.rules.endpoints import DETAILED
+from policy.rules.grant import Duty
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 STARTED, CLIENT, LENGTH = "x-paddock-started", "x-paddock-client", "x-paddock-length"
 BODY_OF_HEAD = "x-paddock-body"  # what a refused HEAD would have as its body: HTTP leaves no other place to say it
 METADATA = (
-    "grant", "tenant", "key_prefix", "model", "upstream", "signals", "reason", "endpoint", "recorded", "tenant_id"
+    "grant", "meter", "tenant", "key_prefix", "model", "upstream", "signals", "reason", "endpoint", "recorded",
+    "tenant_id",
 )  # fmt: skip
 STAND_INS = {200: 299, 502: 492, 503: 493}
 
@@ -98,6 +100,8 @@ def _told(allow: Allow, headers: _Pairs) -> _Pairs:
             ("grant", grant.to_json()), ("tenant", grant.tenant), ("key_prefix", grant.key_prefix),
             ("model", grant.model),
         )  # fmt: skip
+        if grant.duty is Duty.METER:
+            headers.append(("meter", grant.to_meter()))
     else:
         headers.append(("tenant", allow.tenant))
     if allow.signals:

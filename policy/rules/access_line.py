@@ -67,6 +67,17 @@ def parse(line: bytes) -> Finished | None:
     )  # fmt: skip
 
 
+_NAMED = re.compile(rb'"request_id":"([^"\\]{1,200})"')
+_STARTED = re.compile(rb'"started_us":"([0-9]{1,16})"')
+
+
+def glance(line: bytes) -> tuple[str, int] | None:
+    """A line's request id and start in µs, at a small part of what `parse` costs; None where that has to say. A quote
+    within a JSON string is escaped, so no text of a client's can look like either."""
+    name, started = _NAMED.search(line), _STARTED.search(line)
+    return (name[1].decode("utf-8", "replace"), int(started[1])) if name and started else None
+
+
 _OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "v1-models", "public-key", "session-pages"))
 
 

@@ -82,7 +82,8 @@ ADMIT, SETTLE, RENEW, EXPIRED, LOG, WAITING, CARRIED, REFUSED, CLAIM = (
 
 
 def _limits(limits: Limits) -> tuple[int, ...]:
-    return tuple(-1 if bound is None else bound for bound in astuple(limits))
+    bounds = limits.rpm, limits.tpm, limits.concurrency, limits.budget_day, limits.budget_month, limits.budget_total
+    return tuple([-1 if bound is None else bound for bound in bounds])
 
 
 async def open_store(url: str, *, epoch: str, kept: int = REFUSALS_KEPT, seconds: float = 1.0) -> RedisStore:

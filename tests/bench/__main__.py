@@ -106,7 +106,7 @@ def unary(subject: Subject, method: str, path: str, body: bytes, seconds: float)
 def slow_streams(subject: Subject) -> Row:
     message = request("POST", "/api/chat", chat("tokens=200 delay=20", stream=True), subject.key)
     before = subject.cpu()
-    result = load.run(subject.url, message, connections=50, seconds=60, most=1)
+    result = load.run(subject.url, message, connections=50, seconds=60, most=1, spread=2)
     used = subject.cpu() - before
     return {
         "first_token_p50_ms": percentile(result.first_token, 0.5) * 1e3,

@@ -113,8 +113,11 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def run(url: str, message: bytes, *, connections: int, seconds: float, most: int = 10**9) -> Result:
-    """Load `url` (http://host:port) with `message` over so many connections for so long, or `most` times each."""
+def run(
+    url: str, message: bytes, *, connections: int, seconds: float, most: int = 10**9, spread: float = 0.0
+) -> Result:
+    """Load `url` (http://host:port) with `message` over so many connections for so long, or `most` times each. The
+    connections begin over `spread` seconds, evenly."""
     host, _, port = url.removeprefix("http://").rpartition(":")
 
     async def load() -> Result:
@@ -123,6 +126,7 @@ def run(url: str, message: bytes, *, connections: int, seconds: float, most: int
         begun = time.perf_counter()
         waiting = [loop.create_future() for _ in range(connections)]
         for done in waiting:
+            await asyncio.sleep(spread / connections)
             await loop.create_connection(
                 lambda done=done: _Connection(result, message, begun + seconds, most, done),  # type: ignore[misc]  # a lambda's default
                 host,
