@@ -13,12 +13,14 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from policy.rules import requests
 from policy.rules.decision import Deny, Reason
 from policy.rules.endpoints import OPENED_ENVELOPE
 from policy.rules.judgement import Mode, Plan
+from policy.rules.priority import give_way
 from policy.rules.tiers import Tier
 from processor.background import in_background
 from processor.envelope import Opened, open_package, seal
@@ -103,7 +105,7 @@ class Envelopes:
         self._looked = looked
         self._waiting = 0
         self._ready = False
-        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="envelope")
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="envelope", initializer=partial(give_way, 5))
 
     @property
     def ready(self) -> bool:

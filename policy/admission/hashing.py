@@ -1,8 +1,8 @@
 """argon2id for API keys: off the event loop, a few at a time, everybody in turn.
 
 A verification costs a tenth of a second and 64 MiB on purpose. It runs in threads (argon2 lets go of the interpreter
-lock), at most AT_ONCE of them, and what waits for a thread waits in `Turns`, so that a flood of wrong keys takes its
-own turns and nobody else's.
+lock), at most AT_ONCE of them and at a low priority, and what waits for a thread waits in `Turns`, so that a flood of
+wrong keys takes its own turns and nobody else's, and no time that requests with good keys need.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from argon2 import Parameters, PasswordHasher, Type
 from argon2.exceptions import VerifyMismatchError
 
 from policy.admission.turns import Turns
+from policy.rules.priority import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ class Hashing:
         self, *, at_once: int = AT_ONCE, rooms: Mapping[str, int] = ROOMS, observer: Observer | None = None
     ) -> None:
         self._argon2 = PasswordHasher.from_parameters(PARAMETERS)
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="argon2")
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="argon2", initializer=partial(give_way, 10))
         self._free = at_once
         self._turns: Turns[_Job] = Turns(rooms)
         self._observer = observer or _Unobserved()
