@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 BATCH = 1000  # events in one transaction
 SWEEP_SECONDS = 1.0
 RENEWED_SECONDS = 6.0  # in which Envoy's log stream comes back and its file is read; see `policy.admission.recovery`

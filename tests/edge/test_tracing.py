@@ -66,22 +66,22 @@ def test_one_trace_across_all_three(traced: Gateway, collector: Collector) -> No
     trace, headers = w3c()
     answer = ask(client, "one two three", headers)
     assert answer.status_code == 200
-    spans = whole(collector, trace, "chat", "Check", "Process", "redis admit", "redis settle")
+    spans = whole(collector, trace, "chat", "Check", "Settle", "redis admit", "redis settle")
     assert {span.service for span in spans.values()} == SERVICES
     by_id = {span.id: span for span in spans.values()}
     front = spans["chat"]
     assert front.parent == headers["traceparent"].split("-")[2]
     assert front.attributes["guid:x-request-id"] == answer.headers["x-request-id"]
-    for name, service in (("Check", "paddock-policy"), ("Process", "paddock-processor")):
+    for name, service in (("Check", "paddock-policy"), ("Settle", "paddock-processor")):
         asked = by_id[spans[name].parent]  # Envoy's own span of that call
         assert (asked.service, asked.parent) == ("paddock-envoy", front.id)
         assert spans[name].service == service
     assert spans["redis admit"].parent == spans["Check"].id
-    assert spans["redis settle"].parent == spans["Process"].id
+    assert spans["redis settle"].parent == spans["Settle"].id
     assert spans["Check"].begun <= spans["redis admit"].begun <= spans["redis admit"].ended <= spans["Check"].ended
     assert spans["Check"].attributes == {"paddock.endpoint": "/api/chat", "paddock.decision": "allowed"}
     used = json.loads(answer.text.splitlines()[-1])
-    assert spans["Process"].attributes == {
+    assert spans["Settle"].attributes == {
         "paddock.endpoint": "/api/chat",
         "paddock.tenant": client.tenant,
         "paddock.model": harness.MODELS[0],
@@ -119,8 +119,8 @@ def test_no_word_of_a_client_is_in_any_span(traced: Gateway, collector: Collecto
         assert stranger.post("/api/chat", json={}, headers=headers).status_code == 401
     last, header = w3c()
     assert ask(client, said["prompt"], headers | header, stream=False).text.count(said["prompt"]) == 1
-    whole(collector, last, "chat", "Check", "Process", "redis settle")
-    whole(collector, trace, "chat", "unknown", "blocked", "query-refused", "Check", "Process", "redis settle")
+    whole(collector, last, "chat", "Check", "Settle", "redis settle")
+    whole(collector, trace, "chat", "unknown", "blocked", "query-refused", "Check", "Settle", "redis settle")
     decisions = {span.attributes.get("paddock.decision", "") for span in collector.of(trace)}
     assert len(decisions - {""}) >= 3, decisions
     received = b"\n".join(collector.bodies)
@@ -136,9 +136,9 @@ def test_a_settlement_after_its_client_left(traced: Gateway, collector: Collecto
     body = {"model": harness.MODELS[0], "messages": [{"role": "user", "content": "word " * 2000}]}
     with client.http.stream("POST", "/api/chat", json=body, headers=headers) as response:
         next(response.iter_raw())
-    spans = whole(collector, trace, "Process", "redis settle")
-    assert spans["redis settle"].parent == spans["Process"].id
-    assert spans["Process"].attributes["paddock.outcome"] == "aborted"
+    spans = whole(collector, trace, "Settle", "redis settle")
+    assert spans["redis settle"].parent == spans["Settle"].id
+    assert spans["Settle"].attributes["paddock.outcome"] == "aborted"
 
 
 def test_a_trace_that_is_not_kept_makes_no_span(traced: Gateway, collector: Collector) -> None:
@@ -146,7 +146,7 @@ def test_a_trace_that_is_not_kept_makes_no_span(traced: Gateway, collector: Coll
     unkept, kept = secrets.token_hex(16), w3c()
     assert ask(client, "hello", {"traceparent": f"00-{unkept}-{secrets.token_hex(8)}-00"}).status_code == 200
     assert ask(client, "hello", kept[1]).status_code == 200
-    whole(collector, kept[0], "chat", "Check", "Process")
+    whole(collector, kept[0], "chat", "Check", "Settle")
     assert collector.of(unkept) == []
 
 
@@ -161,7 +161,7 @@ def test_without_a_collector_requests_pass(traced: Gateway, collector: Collector
         collector.start()
     trace, headers = w3c()
     assert ask(client, "hello", headers).status_code == 200
-    whole(collector, trace, "chat", "Check", "Process")
+    whole(collector, trace, "chat", "Check", "Settle")
 
 
 @pytest.mark.parametrize("service", ["policy", "processor"])

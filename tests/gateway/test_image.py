@@ -61,7 +61,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "database_url").write_text(gateway.instance.running.database_url + "\n")
     (tmp_path / "redis_url").write_text(gateway.instance.running.redis_url + "\n")
-    ports = [free_port() for _ in range(5)]
+    ports = [free_port() for _ in range(6)]
     environment = {
         "PATH": "/usr/bin:/bin",
         "PYTHONSAFEPATH": "1",
@@ -73,7 +73,7 @@ def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_pa
         "PADDOCK_POLICY_EDGE_LISTEN": f"127.0.0.1:{ports[4]}",
         "PADDOCK_PROCESSOR_LISTEN": f"127.0.0.1:{ports[2]}",
         "PADDOCK_PROCESSOR_METRICS_LISTEN": f"127.0.0.1:{ports[3]}",
-        "PADDOCK_PROCESSOR_EDGE_LISTEN": f"127.0.0.1:{ports[4]}",
+        "PADDOCK_PROCESSOR_EDGE_LISTEN": f"127.0.0.1:{ports[5]}",
     }
     services = [
         subprocess.Popen([image / "bin" / "python", "-m", name], env=environment, cwd="/")
@@ -82,7 +82,7 @@ def test_the_lock_alone_runs_both_services(image: Path, gateway: Gateway, tmp_pa
     try:
         harness.eventually(lambda: _ready(f"http://127.0.0.1:{ports[1]}/readyz"), patience=60)
         harness.eventually(lambda: _accepts(ports[2]), patience=60)
-        harness.eventually(lambda: _accepts(ports[4]), patience=60)
+        harness.eventually(lambda: _accepts(ports[4]) and _accepts(ports[5]), patience=60)
     finally:
         for service in services:
             service.send_signal(signal.SIGTERM)
