@@ -36,7 +36,7 @@ from policy.stores.timed import TimedCounters
 from processor import memory
 from processor.edge import metrics
 from processor.edge.server import ExternalProcessor, handler
-from processor.edge.settle import MAX_BYTES, Settlements
+from processor.edge.settle import MAX_BYTES, SETTLE, Settlements
 from processor.edge.tracing import TracedCounters, TracedExchanges
 from processor.envelopes import Envelopes, Limits
 from processor.replays import Replays
@@ -122,8 +122,8 @@ async def _serve_edge(settings: ProcessorSettings, settlements: Settlements, tra
     replies = {status: reply(status, []) for status in (200, 202, 400, 404)}
 
     async def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
-        traceparent = headers.get("traceparent", "") if tracing is not None else ""
-        if tracing is None or not traceparent:
+        traceparent = headers.get("traceparent", "")
+        if tracing is None or not traceparent or target != SETTLE:
             return replies[await settlements.take(method, target, body)]
         with tracing.call("Settle", traceparent):
             return replies[await settlements.take(method, target, body)]

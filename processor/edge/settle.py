@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SETTLE, ALIVE = "/settle", "/alive"
 MAX_BYTES = 64 * 1024  # a grant with its splices, and the figures: a few hundred bytes
 
 
@@ -61,9 +62,9 @@ class Settlements:
 
     async def take(self, method: str, target: str, body: bytes) -> int:
         """The status of one call."""
-        if target == "/alive":
+        if target == ALIVE:
             return 200
-        if method != "POST" or target != "/settle":
+        if method != "POST" or target != SETTLE:
             return 404
         first, _, second = body.partition(b"\n")
         try:

@@ -15,6 +15,7 @@ from tests.collector import Collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import httpx
 
@@ -130,15 +131,17 @@ def test_no_word_of_a_client_is_in_any_span(traced: Gateway, collector: Collecto
     assert client.key[12:].encode() not in received
 
 
-def test_a_settlement_after_its_client_left(traced: Gateway, collector: Collector) -> None:
-    client = traced.client()
-    trace, headers = w3c()
-    body = {"model": harness.MODELS[0], "messages": [{"role": "user", "content": "word " * 2000}]}
-    with client.http.stream("POST", "/api/chat", json=body, headers=headers) as response:
-        next(response.iter_raw())
-    spans = whole(collector, trace, "Settle", "redis settle")
-    assert spans["redis settle"].parent == spans["Settle"].id
-    assert spans["Settle"].attributes["paddock.outcome"] == "aborted"
+def test_a_settlement_after_its_client_left(collector: Collector, tmp_path: Path) -> None:
+    """What processor meters; what Envoy metered, policy then settles from the access log, which is in no trace."""
+    endpoint = f"127.0.0.1:{collector.port}"
+    with harness.running(tmp_path / "data", metering="processor", PADDOCK_OTLP_ENDPOINT=endpoint) as gateway:
+        trace, headers = w3c()
+        body = {"model": harness.MODELS[0], "messages": [{"role": "user", "content": "word " * 2000}]}
+        with gateway.client().http.stream("POST", "/api/chat", json=body, headers=headers) as response:
+            next(response.iter_raw())
+        spans = whole(collector, trace, "Process", "redis settle")
+    assert spans["redis settle"].parent == spans["Process"].id
+    assert spans["Process"].attributes["paddock.outcome"] == "aborted"
 
 
 def test_a_trace_that_is_not_kept_makes_no_span(traced: Gateway, collector: Collector) -> None:

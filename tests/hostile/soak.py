@@ -35,7 +35,7 @@ DAY = 43_200  # requests: one every two seconds
 STEPS = 10
 SETTLED = 3  # tenths after which memory is to be flat
 GROWTH_MAX = 24 * MIB  # a part, from there to the end
-DESCRIPTORS_MAX = 12  # more than before: pools of connections breathe
+DESCRIPTORS_MAX = 12  # more than after the first tenths, which fill the pools: those breathe
 _ORIGIN = "https://soak.example"
 
 
@@ -107,12 +107,11 @@ class Soak:
             if answer.split()[-1] not in _EXPECTED.get(answer.rsplit(" ", 1)[0], ("200",)):
                 yield f"{times} times {answer}"
         base, last = self.samples[min(SETTLED, len(self.samples) - 2)], self.samples[-1]
-        first = self.samples[0]
         for part in last:
             grown = last[part].rss - base[part].rss
             if part != "postgres" and grown > GROWTH_MAX:
                 yield f"{part} grew by {grown / MIB:.1f} MiB"
-            more = last[part].descriptors - first[part].descriptors
+            more = last[part].descriptors - base[part].descriptors
             if part != "postgres" and more > DESCRIPTORS_MAX:
                 yield f"{part} holds {more} more descriptors"
 
