@@ -24,6 +24,7 @@ import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -146,11 +147,20 @@ def chats(client: Client, length: float) -> list[float]:
     return found
 
 
-def ratio_of_costs(given: argparse.Namespace) -> int:
+@dataclass
+class Costs:
+    """CPU seconds of one thread, one for each time."""
+
+    bare: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+
+
+def costs(length: float, *, plaintext: int, client_bits: int) -> Costs:
+    """The bare operation and whole envelopes in turn, for so many seconds."""
     server = generate_key()
-    client = rsa.generate_private_key(public_exponent=65537, key_size=given.client_bits)
+    client = rsa.generate_private_key(public_exponent=65537, key_size=client_bits)
     header = quote(client.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
-    content = json.dumps({"content": "x" * given.plaintext}).encode()
+    content = json.dumps({"content": "x" * plaintext}).encode()
     sent = package(content, server.public_key())
     wrapped = server.public_key().encrypt(os.urandom(32), OAEP)
 
@@ -163,15 +173,19 @@ def ratio_of_costs(given: argparse.Namespace) -> int:
             metadata = response_metadata(payload_id="p", processed_at=0, security_tier="high", protection=PROTECTION)
             seal(add_metadata(content, metadata), key, random=os.urandom, processed_at=0)
 
-    bare: list[float] = []
-    whole: list[float] = []
-    end = time.monotonic() + given.seconds
-    while time.monotonic() < end or len(whole) < 10:
-        bare.append(seconds(lambda: server.decrypt(wrapped, OAEP)))
-        whole.append(seconds(envelope))
+    found = Costs()
+    end = time.monotonic() + length
+    while time.monotonic() < end or len(found.whole) < 10:
+        found.bare.append(seconds(lambda: server.decrypt(wrapped, OAEP)))
+        found.whole.append(seconds(envelope))
+    return found
+
+
+def ratio_of_costs(given: argparse.Namespace) -> int:
+    found = costs(given.seconds, plaintext=given.plaintext, client_bits=given.client_bits)
     ratio = 0.0
     for name, share in (("median", 2), ("best tenth", 10)):
-        floor, cost = (sorted(found)[len(found) // share] for found in (bare, whole))
+        floor, cost = (sorted(one)[len(one) // share] for one in (found.bare, found.whole))
         ratio = floor / cost
         print(f"{name:10}  bare RSA-4096 {1 / floor:5.0f}/s {floor * 1e6:6.0f} us", end="   ")
         print(f"whole envelope {1 / cost:5.0f}/s {cost * 1e6:6.0f} us   ratio {ratio:.1%}")

@@ -7,8 +7,13 @@ import json
 import re
 import time
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING
 
 import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LENGTH = re.compile(rb"content-length: (\d+)", re.I)
 
@@ -45,8 +50,10 @@ def chat(text: str = "Say hello in one short sentence", *, stream: bool = False)
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, result: Result, message: bytes, until: float, most: int, done: asyncio.Future[None]) -> None:
-        self._result, self._message, self._until, self._most, self._done = result, message, until, most, done
+    def __init__(
+        self, result: Result, messages: Iterator[bytes], until: float, most: int, done: asyncio.Future[None]
+    ) -> None:
+        self._result, self._messages, self._until, self._most, self._done = result, messages, until, most, done
         self._buffer = b""
         self._head = -1
         self._chunked = False
@@ -62,9 +69,10 @@ class _Connection(asyncio.Protocol):
             self._done.set_result(None)
 
     def _ask(self) -> None:
+        message = next(self._messages)
         self._begun = self._last = time.perf_counter()
         self._buffer, self._head, self._pieces = b"", -1, 0
-        self._transport.write(self._message)
+        self._transport.write(message)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -114,11 +122,13 @@ class _Connection(asyncio.Protocol):
 
 
 def run(
-    url: str, message: bytes, *, connections: int, seconds: float, most: int = 10**9, spread: float = 0.0
-) -> Result:
-    """Load `url` (http://host:port) with `message` over so many connections for so long, or `most` times each. The
-    connections begin over `spread` seconds, evenly."""
+    url: str, message: bytes | Iterator[bytes], *, connections: int, seconds: float, most: int = 10**9,
+    spread: float = 0.0,
+) -> Result:  # fmt: skip  # options
+    """Load `url` (http://host:port) with `message`, or the next of endless messages, over so many connections for so
+    long, or `most` times each. The connections begin over `spread` seconds, evenly."""
     host, _, port = url.removeprefix("http://").rpartition(":")
+    messages = repeat(message) if isinstance(message, bytes) else message
 
     async def load() -> Result:
         loop = asyncio.get_running_loop()
@@ -128,7 +138,7 @@ def run(
         for done in waiting:
             await asyncio.sleep(spread / connections)
             await loop.create_connection(
-                lambda done=done: _Connection(result, message, begun + seconds, most, done),  # type: ignore[misc]  # a lambda's default
+                lambda done=done: _Connection(result, messages, begun + seconds, most, done),  # type: ignore[misc]  # a lambda's default
                 host,
                 int(port),
             )

@@ -23,6 +23,11 @@ _CHAT = (
     b'how are you today?"},"done":true,"done_reason":"stop","total_duration":1000000,"prompt_eval_count":6,'
     b'"prompt_eval_duration":1000,"eval_count":7,"eval_duration":1000}'
 )
+_COMPLETION = (
+    b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"llama3.1:8b","system_fingerprint":"fp_ollama",'
+    b'"choices":[{"index":0,"message":{"role":"assistant","content":"Hello there, how are you today?"},'
+    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":6,"completion_tokens":7,"total_tokens":13}}'
+)
 _DELTA = (
     b'{"model":"llama3.1:8b","created_at":"2026-01-01T00:00:00.000000000Z",'
     b'"message":{"role":"assistant","content":" word"},"done":false}\n'
@@ -74,7 +79,8 @@ class Stub(asyncio.Protocol):
             self._transport.write(_STREAM)
             self._token(0, int(asked[1]), int(asked[2]) / 1000)
         else:
-            self._transport.write(_WHOLE % (len(_CHAT), _CHAT))
+            body = _COMPLETION if request.startswith(b"POST /v1/") else _CHAT
+            self._transport.write(_WHOLE % (len(body), body))
 
     def _token(self, sent: int, tokens: int, delay: float) -> None:
         if self._transport.is_closing():

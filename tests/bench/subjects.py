@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GATEWAY_CORE, LOAD_CORE = 0, 1
+# The load straight on the stub: no figure of another subject can be better than the load and the stub themselves allow.
+CEILING = "upstream alone (the load's ceiling)"
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 
 
@@ -40,7 +42,11 @@ class Subject:
 
     def cpu(self) -> float:
         """CPU seconds of all its processes and their children so far."""
-        return sum(_cpu(process) for pid in self.pids.values() for process in _family(pid))
+        return sum(self.cpu_of_parts().values())
+
+    def cpu_of_parts(self) -> dict[str, float]:
+        """The same, of each part."""
+        return {name: sum(_cpu(process) for process in _family(pid)) for name, pid in self.pids.items()}
 
     def resident(self) -> dict[str, int]:
         """Resident bytes of each part; memory that children share with it counts once (as proportional set size)."""
@@ -59,26 +65,27 @@ def _cpu(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.NoSuchProcess:  # a database backend that ended
         return 0.0
-    return float(times.user + times.system)
+    return float(times.user + times.system + times.children_user + times.children_system)  # also of those that ended
 
 
-def pin(pids: Iterable[int], core: int) -> None:
-    """Put processes, their children and all their threads on one core."""
+def pin(pids: Iterable[int], *cores: int) -> None:
+    """Put processes, their children and all their threads on these cores. What they start later goes there too."""
     for pid in pids:
         for process in _family(pid):
             for thread in process.threads():
                 with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(thread.id, {core})
+                    os.sched_setaffinity(thread.id, set(cores))
 
 
 @contextlib.contextmanager
-def stub() -> Iterator[Subject]:
+def stub(*, pinned: bool = True) -> Iterator[Subject]:
     process = subprocess.Popen([sys.executable, "-m", "tests.bench.stub"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     port = int(process.stdout.readline())
-    pin([process.pid], LOAD_CORE)
+    if pinned:
+        pin([process.pid], LOAD_CORE)
     try:
-        yield Subject("upstream", f"http://127.0.0.1:{port}", "none", {"stub": process.pid})
+        yield Subject(CEILING, f"http://127.0.0.1:{port}", "none", {"stub": process.pid})
     finally:
         process.kill()
         process.wait()

@@ -1,0 +1,5 @@
+"""Fixtures of this folder."""
+
+from tests.postgresql import database, postgresql
+
+__all__ = ["database", "postgresql"]
