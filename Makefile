@@ -4,6 +4,8 @@ PORT ?= 8080
 DATA ?= .paddock/demo
 SECONDS ?= 60
 UV ?= uv
+# Tests wait for other processes a good part of their time, so one more than there are cores.
+WORKERS ?= $(shell python3 -c 'import os; print(min((os.cpu_count() or 1) + 1, 5))')
 # A release younger than this is not taken into the locks: a bad one is usually found out by then.
 COOLDOWN ?= 7 days
 
@@ -21,7 +23,7 @@ demo: $(BIN)/.runs ## a gateway on 127.0.0.1:8080 with a small demo Ollama behin
 	@exec $(BIN)/paddock demo --port $(PORT) --data-dir $(DATA)
 
 test: lint ## lint, types, import rules and every test
-	$(BIN)/pytest -n auto --maxprocesses 4
+	$(BIN)/pytest -n $(WORKERS)
 
 lint: $(BIN)/.develops ## format, lint, types and import rules
 	$(BIN)/ruff check
