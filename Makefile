@@ -4,8 +4,6 @@ PORT ?= 8080
 DATA ?= .paddock/demo
 SECONDS ?= 60
 UV ?= uv
-# Tests wait for other processes a good part of their time, so one more than there are cores.
-WORKERS ?= $(shell python3 -c 'import os; print(min((os.cpu_count() or 1) + 1, 5))')
 # A release younger than this is not taken into the locks: a bad one is usually found out by then.
 COOLDOWN ?= 7 days
 
@@ -22,8 +20,9 @@ help: ## this list
 demo: $(BIN)/.runs ## a gateway on 127.0.0.1:8080 with a small demo Ollama behind it (PORT=9000 make demo)
 	@exec $(BIN)/paddock demo --port $(PORT) --data-dir $(DATA)
 
+# Tests wait for other processes a good part of their time: one worker more than there are cores (WORKERS=2 for fewer).
 test: lint ## lint, types, import rules and every test
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(or $(WORKERS),$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 5))'))
 
 lint: $(BIN)/.develops ## format, lint, types and import rules
 	$(BIN)/ruff check
