@@ -938,7 +938,8 @@ local function refuse(handle)
   handle:respond({[":status"] = "503"}, paddock.error_body(503, "unavailable", "temporarily unavailable", ""))
 end
 
--- Without processor there is no service: what it said lately counts, for a tenth of a second, so that a busy gateway asks rarely.
+-- Without processor there is no service. What it said lately counts for a tenth of a second, so that a busy gateway asks
+-- rarely.
 local ALIVE = {
   [":method"] = "GET", [":path"] = "/alive", [":authority"] = "processor",
   ["x-envoy-retry-on"] = "5xx,reset,connect-failure", ["x-envoy-max-retries"] = "2", -- another worker may live
