@@ -82,7 +82,7 @@ def test_a_client_that_hangs_up_stops_the_upstream(rig: Rig, http2: bool) -> Non
         assert next(response.iter_lines()) == "tick"
     left = time.monotonic()
     assert rig.upstream.hung_up.wait(10)
-    assert time.monotonic() - left < 1
+    assert time.monotonic() - left < 3
     until(lambda: rig.processor.ended)
 
 

@@ -155,9 +155,9 @@ def test_the_day_adds_up(gateway: Gateway) -> None:
     client = gateway.client()
     responses = [client.chat(f"number {number}") for number in range(10)]
     rows = [gateway.audit(request_id(response)) for response in responses]
-    (day,) = gateway.sql(
-        "SELECT u.* FROM usage_daily u JOIN api_key k ON k.id = u.key_id WHERE k.prefix = $1", client.prefix
-    )
+    asked = "SELECT u.* FROM usage_daily u JOIN api_key k ON k.id = u.key_id WHERE k.prefix = $1"
+    eventually(lambda: sum(day["requests"] for day in gateway.sql(asked, client.prefix)) >= 10)
+    (day,) = gateway.sql(asked, client.prefix)
     assert day["requests"] == 10
     assert day["prompt_tokens"] == sum(row["prompt_tokens"] for row in rows)
     assert day["completion_tokens"] == sum(row["completion_tokens"] for row in rows)

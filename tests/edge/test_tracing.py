@@ -136,7 +136,7 @@ def test_a_settlement_after_its_client_left(collector: Collector, tmp_path: Path
     endpoint = f"127.0.0.1:{collector.port}"
     with harness.running(tmp_path / "data", metering="processor", PADDOCK_OTLP_ENDPOINT=endpoint) as gateway:
         trace, headers = w3c()
-        body = {"model": harness.MODELS[0], "messages": [{"role": "user", "content": "word " * 2000}]}
+        body = {"model": harness.MODELS[0], "messages": [{"role": "user", "content": "x !tokens=400 !delay=20"}]}
         with gateway.client().http.stream("POST", "/api/chat", json=body, headers=headers) as response:
             next(response.iter_raw())
         spans = whole(collector, trace, "Process", "redis settle")

@@ -81,10 +81,9 @@ def test_beyond_the_room_the_answer_comes_at_once() -> None:
                 asyncio.ensure_future(hashing.verify(nobodys_hash(), b"x", "unknown", ("192.0.2.1",))) for _ in range(5)
             ]
             await asyncio.sleep(0)
-            began = time.monotonic()
             with pytest.raises(Crowded):
                 await hashing.verify(nobodys_hash(), b"x", "unknown", ("192.0.2.1",))
-            assert time.monotonic() - began < 0.02
+            assert not any(one.done() for one in waiting)
             other = asyncio.ensure_future(hashing.verify(nobodys_hash(), b"x", "unknown", ("192.0.2.2",)))
             outcomes = await asyncio.gather(*waiting, other, return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [bool, bool, bool, bool, Crowded, bool]
@@ -104,7 +103,7 @@ def test_whoever_leaves_costs_nothing_more() -> None:
             alone = time.monotonic()
             assert await hashing.verify(nobodys_hash(), b"x", "known", ()) is False
             # The first waited for the one that ran already, not for thirty.
-            assert alone - began < 5 * (time.monotonic() - alone)
+            assert alone - began < 15 * (time.monotonic() - alone)
             assert all(task.cancelled() for task in leaving)
 
     asyncio.run(scenario())
