@@ -2,10 +2,10 @@
 --
 -- A meter is made for each answer, by its endpoint and content type, and is fed the body chunk by chunk. It says nil
 -- for a chunk that passes as it is, which is nearly every chunk, or the bytes to send instead. It can tell at any
--- moment what was used so far, so that an answer that ends early is charged for what it was. It edits four things: an
--- upstream's error becomes one in our words (its text names files and models), a usage that the client did not ask
--- for is taken out, an answer that passes its cap is ended in the manner of its dialect, and an event stream that
--- breaks off ends in an error event.
+-- moment what was used so far, so that an answer that ends early is charged for what it was. What an upstream packed
+-- without being asked is unpacked first. It edits four things: an upstream's error becomes one in our words (its text
+-- names files and models), a usage that the client did not ask for is taken out, an answer that passes its cap is ended
+-- in the manner of its dialect, and an event stream that breaks off ends in an error event.
 --
 -- This is the meter of processor/usage.py once more, here to save a stream a hop to another process for each chunk. The
 -- two must agree to the byte (tests/envoy/test_meter_lua.py); the modules of the same names (frames, ndjson, chunks,
@@ -823,7 +823,7 @@ local function read_embeddings(tally, document)
   report(tally, is_object(document.usage) and count(document.usage.prompt_tokens) or nil, 0)
 end
 
--- A compressed answer: Lua can not inflate it. It passes, and nothing of it was measured.
+-- An answer in an encoding that nothing here unpacks. It passes, and nothing of it was measured.
 local Blind = {}
 Blind.__index = Blind
 
@@ -880,6 +880,274 @@ local function meter(answer)
   return setmetatable(self, Document)
 end
 
+-- Unpacking ---------------------------------------------------------------------------------------------------------
+-- Ollama is asked for no compression. What a proxy before it packs all the same goes on unpacked, so that all that
+-- follows reads and edits it like any answer (RFC 1950, 1951, 1952). Envoy has a filter that does it, but that ends the
+-- answer with trailers, and where a later filter holds the last piece, as this one does, they never come.
+--
+-- An unpacker is a coroutine that is given pieces and gives back what each adds. It raises on what is damaged, and on
+-- what grows beyond all measure: it must not keep a thread of Envoy's busy.
+
+local unpacker
+do
+  local bit, yield = bit, coroutine.yield
+  local GROWTH = 100 -- bytes for each byte, as Envoy's own decompressor
+  local SLACK = 65536
+  local WINDOW = 32768
+  local LENGTHS, DISTANCES = {}, {} -- of each symbol: the least, and how many bits are added to it
+  local CRC = {} -- of each byte, for the sum that ends a gzip file
+  -- The order in which the lengths of the codes for lengths come.
+  local SHUFFLED = { 16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15 }
+
+  local function ranges(into, first, least, each, last)
+    local symbol, extra = first, 0
+    while symbol <= last do
+      for _ = 1, (symbol == first) and 2 * each or each do
+        into[symbol] = { least, extra }
+        symbol, least = symbol + 1, least + 2 ^ extra
+      end
+      extra = extra + 1
+    end
+  end
+
+  -- The codes by what their bits spell after a leading 1, made from how many bits each symbol has.
+  local function codes(bits, from, to)
+    local counts, next_code, found, code = { [0] = 0 }, {}, {}, 0
+    for length = 1, 15 do counts[length] = 0 end
+    for symbol = from, to do
+      if bits[symbol] > 0 then counts[bits[symbol]] = counts[bits[symbol]] + 1 end
+    end
+    for length = 1, 15 do
+      code = 2 * (code + counts[length - 1])
+      if code + counts[length] > 2 ^ length then error("more codes than there is room for") end
+      next_code[length] = code
+    end
+    for symbol = from, to do
+      local length = bits[symbol]
+      if length > 0 then
+        found[2 ^ length + next_code[length]] = symbol - from
+        next_code[length] = next_code[length] + 1
+      end
+    end
+    return found
+  end
+
+  local Unpacker = {}
+  Unpacker.__index = Unpacker
+
+  function Unpacker:byte()
+    while self.at > #self.input do
+      local text = self:drain()
+      self.input, self.at = yield(text), 1
+      self.room = SLACK + GROWTH * #self.input
+    end
+    self.at = self.at + 1
+    return byte(self.input, self.at - 1)
+  end
+
+  function Unpacker:bits(count)
+    while self.waiting < count do
+      self.held = self.held + bit.lshift(self:byte(), self.waiting)
+      self.waiting = self.waiting + 8
+    end
+    local value = bit.band(self.held, bit.lshift(1, count) - 1)
+    self.held, self.waiting = bit.rshift(self.held, count), self.waiting - count
+    return value
+  end
+
+  function Unpacker:number(bytes) -- the lowest byte first
+    local value = 0
+    for place = 0, bytes - 1 do value = value + self:byte() * 256 ^ place end
+    return value
+  end
+
+  function Unpacker:symbol(of)
+    local code = 1
+    repeat
+      code = 2 * code + self:bits(1)
+      if code >= 65536 then error("no such code") end
+    until of[code]
+    return of[code]
+  end
+
+  function Unpacker:put(value)
+    self.window[self.total % WINDOW] = value
+    self.total, self.fresh = self.total + 1, self.fresh + 1
+    self.out[self.fresh] = value
+    self.room = self.room - 1
+    if self.room < 0 then error("it grows beyond all measure") end
+  end
+
+  function Unpacker:drain() -- what was put since the last time, summed up
+    local out, parts = self.out, {}
+    for from = 1, self.fresh, 4096 do parts[#parts + 1] = char(unpack(out, from, math.min(from + 4095, self.fresh))) end
+    self:sum(out, self.fresh)
+    self.fresh = 0
+    self.ready = self.ready .. concat(parts)
+    local text = self.ready
+    self.ready = ""
+    return text
+  end
+
+  function Unpacker:checked(sum) -- at the end of a file, whose last bytes may not have been summed up yet
+    self.ready = self:drain()
+    if sum() ~= self.adds then error("what it sums up to is not what it says") end
+  end
+
+  local function crc(self, out, count)
+    local value = bit.bnot(self.adds)
+    for place = 1, count do
+      value = bit.bxor(CRC[bit.band(bit.bxor(value, out[place]), 255)], bit.rshift(value, 8))
+    end
+    self.adds = bit.bnot(value) % 4294967296
+  end
+
+  local function adler(self, out, count)
+    local low, high = self.adds % 65536, math.floor(self.adds / 65536)
+    for place = 1, count do
+      low = (low + out[place]) % 65521
+      high = (high + low) % 65521
+    end
+    self.adds = high * 65536 + low
+  end
+
+  function Unpacker:tables() -- of a block that brings its own
+    local literals, distances, count = self:bits(5) + 257, self:bits(5) + 1, self:bits(4) + 4
+    local bits = {}
+    for place = 1, 19 do bits[SHUFFLED[place]] = place <= count and self:bits(3) or 0 end
+    local of, all, last = codes(bits, 0, 18), literals + distances, nil
+    bits = {}
+    local place = 0
+    while place < all do
+      local symbol, times = self:symbol(of), 1
+      if symbol == 16 then
+        symbol, times = last, 3 + self:bits(2)
+        if not symbol then error("nothing to repeat") end
+      elseif symbol > 16 then
+        times = symbol == 17 and 3 + self:bits(3) or 11 + self:bits(7)
+        symbol = 0
+      end
+      if place + times > all then error("more lengths than symbols") end
+      for _ = 1, times do bits[place], place = symbol, place + 1 end
+      last = symbol
+    end
+    return codes(bits, 0, literals - 1), codes(bits, literals, all - 1)
+  end
+
+  function Unpacker:packed(literals, distances)
+    while true do
+      local symbol = self:symbol(literals)
+      if symbol == 256 then return end
+      if symbol < 256 then
+        self:put(symbol)
+      else
+        local length = LENGTHS[symbol] or error("no such length")
+        local count = length[1] + self:bits(length[2])
+        local distance = DISTANCES[self:symbol(distances)] or error("no such distance")
+        local back = distance[1] + self:bits(distance[2])
+        if back > self.total - self.start then error("before the beginning") end
+        for _ = 1, count do self:put(self.window[(self.total - back) % WINDOW]) end
+      end
+    end
+  end
+
+  function Unpacker:blocks()
+    self.start, self.held, self.waiting = self.total, 0, 0
+    repeat
+      local last, kind = self:bits(1), self:bits(2)
+      if kind == 0 then
+        self.held, self.waiting = 0, 0 -- to the next whole byte
+        local count, complement = self:number(2), self:number(2)
+        if count + complement ~= 65535 then error("no such length") end
+        for _ = 1, count do self:put(self:byte()) end
+      elseif kind == 1 then
+        self:packed(Unpacker.literals, Unpacker.distances)
+      elseif kind == 2 then
+        self:packed(self:tables())
+      else
+        error("no such block")
+      end
+    until last == 1
+  end
+
+  local function gzip(self)
+    while true do -- a gzip file is one or more members
+      if self:number(2) ~= 0x8B1F or self:byte() ~= 8 then error("not gzip") end
+      local flags = self:byte()
+      if flags > 31 then error("not gzip") end
+      self:number(6)
+      if bit.band(flags, 4) ~= 0 then
+        for _ = 1, self:number(2) do self:byte() end
+      end
+      for _, name in ipairs({ 8, 16 }) do
+        if bit.band(flags, name) ~= 0 then repeat until self:byte() == 0 end
+      end
+      if bit.band(flags, 2) ~= 0 then self:number(2) end
+      self.adds, self.sum = 0, crc
+      self:blocks()
+      self:checked(function() return self:number(4) end)
+      if self:number(4) ~= (self.total - self.start) % 4294967296 then error("not as long as it says") end
+    end
+  end
+
+  local function deflate(self) -- it means the zlib format, but some send the bare stream
+    local first, second = self:byte(), self:byte()
+    local wrapped = first % 16 == 8 and (first * 256 + second) % 31 == 0
+    if wrapped then
+      if first > 0x78 or bit.band(second, 32) ~= 0 then error("not deflate") end
+      self.adds, self.sum = 1, adler
+    else
+      self.input, self.at = char(first, second) .. sub(self.input, self.at), 1
+    end
+    self:blocks()
+    if wrapped then
+      self:checked(function()
+        local high, low = self:byte() * 256 + self:byte(), self:byte() * 256 + self:byte()
+        return high * 65536 + low
+      end)
+    end
+    while true do -- what comes after the end is nobody's
+      self.at = #self.input + 1
+      self:byte()
+    end
+  end
+
+  ranges(LENGTHS, 257, 3, 4, 284)
+  LENGTHS[285] = { 258, 0 }
+  ranges(DISTANCES, 0, 1, 2, 29)
+  for value = 0, 255 do
+    local sum = value
+    for _ = 1, 8 do sum = sum % 2 == 1 and bit.bxor(bit.rshift(sum, 1), 0xEDB88320) or bit.rshift(sum, 1) end
+    CRC[value] = sum
+  end
+  do
+    local bits = {}
+    for symbol = 0, 287 do bits[symbol] = symbol < 144 and 8 or symbol < 256 and 9 or symbol < 280 and 7 or 8 end
+    Unpacker.literals = codes(bits, 0, 287)
+    for symbol = 0, 31 do bits[symbol] = 5 end
+    Unpacker.distances = codes(bits, 0, 31)
+  end
+
+  local UNPACKERS = { gzip = gzip, ["x-gzip"] = gzip, deflate = deflate }
+
+  -- What unpacks an answer of this Content-Encoding, piece by piece; nil where there is nothing to unpack, or no way to.
+  function unpacker(content_encoding)
+    local names = {}
+    for name in string.gmatch(lower(content_encoding), "[^,%s]+") do
+      if name ~= "identity" then names[#names + 1] = name end
+    end
+    local reads = #names == 1 and UNPACKERS[names[1]]
+    if not reads then return nil end
+    local self = setmetatable({
+      input = "", at = 1, held = 0, waiting = 0, window = {}, total = 0, start = 0, out = {}, fresh = 0, ready = "",
+      room = 0, adds = 0, sum = function() end,
+    }, Unpacker)
+    local step = coroutine.wrap(function() reads(self) end)
+    step() -- to where it waits for the first piece
+    return step
+  end
+end
+
 -- What an upstream's error status becomes: status, type and message. See processor/answers.py.
 
 local BAD_GATEWAY = { 502, "bad_gateway", "upstream error" }
@@ -901,7 +1169,7 @@ local function error_body(code, kind, message, request_id) -- the one error shap
     encode_string(repaired(kind)), code, encode_string(repaired(request_id)))
 end
 
-paddock = { meter = meter, clean_status = clean_status, error_body = error_body }
+paddock = { meter = meter, unpacker = unpacker, clean_status = clean_status, error_body = error_body }
 
 -- Envoy's two calls --------------------------------------------------------------------------------------------------------
 -- A request comes here admitted: policy's grant is in the metadata of ext_authz, which no client can write. What the grant
@@ -1037,20 +1305,29 @@ local function since(handle, grant) -- microseconds
   return tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND)) - grant.started_at
 end
 
--- The meter fails on no input; should it, nothing more passes, and the reading says that nothing was read.
-local function guarded(handle, meter, bytes, final)
-  local fine, instead = pcall(meter.feed, meter, bytes, final)
+local function feed(meter, bytes, final, unpacked)
+  if not unpacked then return meter:feed(bytes, final) end
+  bytes = unpacked(bytes)
+  return meter:feed(bytes, final) or bytes
+end
+
+-- The meter fails on no input; should it, or should what came packed be damaged, nothing more passes, and the reading says
+-- that nothing was read.
+local function guarded(handle, meter, bytes, final, unpacked)
+  if meter.broken then return "" end
+  local fine, instead = pcall(feed, meter, bytes, final, unpacked)
   if fine then return instead end
-  handle:logErr("the meter failed")
-  meter.feed = function() return "" end
+  handle:logErr(unpacked and "a packed answer could not be read" or "the meter failed")
+  meter.broken, meter.readable = true, false
   meter.usage = function() return { readable = false } end
   return ""
 end
 
-local function read_document(handle, text, grant, meter, status)
+local function read_document(handle, text, grant, meter, status, unpacked)
   local body = handle:body()
   local ttft = since(handle, grant)
-  local instead = guarded(handle, meter, body and body:getBytes(0, body:length()) or "", true)
+  local instead = guarded(handle, meter, body and body:getBytes(0, body:length()) or "", true, unpacked)
+  if meter.broken then instead = meter.fault end
   if instead and body then
     body:setBytes(instead)
     handle:headers():replace("content-length", format("%d", #instead))
@@ -1058,8 +1335,8 @@ local function read_document(handle, text, grant, meter, status)
   settle(handle, text, reading(meter, grant, status, ttft))
 end
 
-local function read_stream(handle, text, grant, meter, status, length)
-  local seen, noted, settled = 0, 0, false
+local function read_stream(handle, text, grant, meter, status, length, unpacked)
+  local seen, noted, settled, told = 0, 0, false, false
   local ttft, last, tail
   note(handle, "deltas", 0)
   for chunk in handle:bodyChunks() do
@@ -1068,11 +1345,15 @@ local function read_stream(handle, text, grant, meter, status, length)
     local final = size == 0 or seen == length -- Envoy hands over an empty piece at the end, and nowhere else
     local bytes = size > 0 and chunk:getBytes(0, size) or ""
     ttft = ttft or since(handle, grant)
-    local instead = guarded(handle, meter, bytes, final)
+    local instead = guarded(handle, meter, bytes, final, unpacked)
     if instead then chunk:setBytes(instead) end
     if meter.deltas ~= noted then
       noted = meter.deltas
       note(handle, "deltas", noted)
+    end
+    if not meter.readable and not told then -- whatever comes, all that was reserved is charged
+      told = true
+      note(handle, "used", reading(meter, grant, status, ttft))
     end
     last, tail = chunk, instead or bytes
     -- Its own last word is an end, too: a client that has that has all, and may leave. Nowhere else may a call be made: what
@@ -1084,7 +1365,7 @@ local function read_stream(handle, text, grant, meter, status, length)
   end
   if settled then return end
   -- It ended with a piece that was not empty, or by trailers, and then that piece is gone.
-  local instead = guarded(handle, meter, "", true)
+  local instead = guarded(handle, meter, "", true, unpacked)
   if instead and last then pcall(last.setBytes, last, tail .. instead) end
   settle(handle, text, reading(meter, grant, status, ttft))
 end
@@ -1100,20 +1381,27 @@ function envoy_on_response(handle)
     endpoint = endpoint, cap = tonumber(cap), hide_usage = hide == "1", prompt_tokens = tonumber(estimate),
     started_at = tonumber(started), request_id = id or "",
   }
-  local meter
+  local meter, unpacked
   if not endpoint then status = 502 end
   if status > 199 and status < 300 then
+    local encoding = headers:get("content-encoding") or ""
+    unpacked = encoding ~= "" and paddock.unpacker(encoding)
+    if unpacked then
+      headers:remove("content-encoding")
+      encoding = ""
+    end
     meter = paddock.meter({
-      endpoint = endpoint, content_type = headers:get("content-type") or "",
-      content_encoding = headers:get("content-encoding") or "", hide_usage = grant.hide_usage, cap = grant.cap,
-      prompt_estimate = grant.prompt_tokens,
+      endpoint = endpoint, content_type = headers:get("content-type") or "", content_encoding = encoding,
+      hide_usage = grant.hide_usage, cap = grant.cap, prompt_estimate = grant.prompt_tokens,
     })
     if not meter then status = 502 end
   end
   if not meter then return replace(handle, text, grant, status) end
   local length = tonumber(headers:get("content-length") or "")
-  if not meter.streams and length and length <= WHOLE then return read_document(handle, text, grant, meter, status) end
+  if not meter.streams and length and length <= WHOLE then
+    return read_document(handle, text, grant, meter, status, unpacked)
+  end
   -- What is taken out or put in makes a stated length wrong.
   headers:remove("content-length")
-  read_stream(handle, text, grant, meter, status, length)
+  read_stream(handle, text, grant, meter, status, length, unpacked)
 end

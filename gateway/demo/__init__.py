@@ -29,6 +29,9 @@ gateway. They are prompt words as any other and count as such, but are not echoe
 `!split`           send every line in several TCP writes, cut at odd places (inside UTF-8 characters too)
 `!merge`           send several lines in one write
 `!gzip`            compress the answer, if the client accepts gzip
+`!gzip-always`     compress it whoever asks, as a careless proxy before Ollama may
+`!claim-br`        say that the answer is packed with brotli, which it is not
+`!claim-gzip`      the same of gzip
 =================  ====================================================================================================
 
 An answer that is not streamed obeys them too: it comes after all its delays, and a failure after N tokens is a status

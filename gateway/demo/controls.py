@@ -27,6 +27,9 @@ class Controls:
     split: bool = False
     merge: bool = False
     gzip: bool = False
+    gzip_always: bool = False
+    claim_br: bool = False
+    claim_gzip: bool = False
 
 
 NONE = Controls()

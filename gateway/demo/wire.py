@@ -110,7 +110,8 @@ class Channel:
         self._content_type = content_type
         self._extra = extra
         self._crlf = controls.crlf and content_type == EVENT_STREAM
-        self._deflate = zlib.compressobj(wbits=31) if controls.gzip and self._takes_gzip else None
+        packs = controls.gzip_always or (controls.gzip and self._takes_gzip)
+        self._deflate = zlib.compressobj(wbits=31) if packs else None
         self._plain = not (self._crlf or self._deflate or controls.split or controls.merge)
 
     async def _start(self, status: int, content_type: str, extra: Headers = ()) -> None:
@@ -118,6 +119,8 @@ class Channel:
         headers += [(name.encode(), value.encode()) for name, value in extra]
         if self._deflate:
             headers += [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
+        claims = {b"br": self._controls.claim_br, b"gzip": self._controls.claim_gzip}
+        headers += [(b"content-encoding", name) for name, claimed in claims.items() if claimed]
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

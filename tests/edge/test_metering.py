@@ -49,7 +49,7 @@ def truth(gateway: Gateway, response: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", DIALECTS)
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("how", ["", " !split", " !merge", " !crlf"])
+@pytest.mark.parametrize("how", ["", " !split", " !merge", " !crlf", " !gzip-always", " !gzip-always !split"])
 def test_exact(gateway: Gateway, client: Client, path: str, stream: bool, how: str) -> None:
     response = ask(client, path, f"one two three{how}", stream=stream)
     assert response.status_code == 200
@@ -75,8 +75,9 @@ def test_legacy_embeddings_are_charged_by_estimate(gateway: Gateway, client: Cli
 
 
 @pytest.mark.parametrize("path", DIALECTS)
-def test_a_client_that_leaves_pays_for_what_was_produced(gateway: Gateway, client: Client, path: str) -> None:
-    content: Any = "x !tokens=500 !delay=20"
+@pytest.mark.parametrize("how", ["", " !gzip-always"])
+def test_a_client_that_leaves_pays_for_what_was_produced(gateway: Gateway, client: Client, path: str, how: str) -> None:
+    content: Any = f"x !tokens=500 !delay=20{how}"
     if DIALECTS[path] == "messages":
         content = [{"role": "user", "content": content}]
     body = {"model": MODELS[0], DIALECTS[path]: content, "stream": True}
@@ -92,9 +93,10 @@ def test_a_client_that_leaves_pays_for_what_was_produced(gateway: Gateway, clien
 
 
 @pytest.mark.parametrize("path", DIALECTS)
-def test_an_upstream_that_dies_is_paid_for_what_it_said(gateway: Gateway, client: Client, path: str) -> None:
+@pytest.mark.parametrize("how", ["", " !gzip-always"])
+def test_an_upstream_that_dies_is_paid_for_what_it_said(gateway: Gateway, client: Client, path: str, how: str) -> None:
     """The connection breaks in the middle: the client sees that, and the ledger too."""
-    content: Any = "a b c d e f g h !die-after=4 !delay=10"
+    content: Any = f"a b c d e f g h !die-after=4 !delay=10{how}"
     if DIALECTS[path] == "messages":
         content = [{"role": "user", "content": content}]
     body = {"model": MODELS[0], DIALECTS[path]: content, "stream": True}
@@ -107,6 +109,27 @@ def test_an_upstream_that_dies_is_paid_for_what_it_said(gateway: Gateway, client
     row, served = gateway.audit(request_id(response)), truth(gateway, response)
     assert row["estimated"]
     assert abs(row["completion_tokens"] - served["completion_tokens"]) <= 1
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("how", ["!claim-br", "!claim-gzip"])
+def test_what_nobody_reads_costs_all_that_was_reserved(
+    gateway: Gateway, client: Client, path: str, leaves: bool, how: str
+) -> None:
+    """An encoding that the gateway does not know, and one that it knows, damaged; whether the client stays or not."""
+    content: Any = f"x !tokens=50 !delay=20 {how}"
+    if DIALECTS[path] == "messages":
+        content = [{"role": "user", "content": content}]
+    cap: dict[str, Any] = {"options": {"num_predict": 321}} if path.startswith("/api") else {"max_tokens": 321}
+    body = {"model": MODELS[0], DIALECTS[path]: content, "stream": True, **cap}
+    with client.http.stream("POST", path, json=body) as response:
+        pieces = response.iter_raw()
+        next(pieces, None)
+        while not leaves and next(pieces, None):
+            pass
+    row = gateway.audit(request_id(response))
+    assert (row["completion_tokens"], row["estimated"]) == (321, True)
 
 
 @pytest.mark.parametrize("path", DIALECTS)

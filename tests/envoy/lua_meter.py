@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from processor.usage import Meter, Usage, meter_for
 
 try:
-    from lupa.luajit21 import LuaRuntime
+    from lupa.luajit21 import LuaError, LuaRuntime
 except ImportError:  # no LuaJIT on this platform: the same language, slower
-    from lupa.lua51 import LuaRuntime
+    from lupa.lua51 import LuaError, LuaRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+__all__ = ["LuaError"]
 
 SCRIPT = Path(__file__).parents[2] / "envoy" / "meter.lua"
 UNROUTED = ("/v1/responses", "/v1/messages")  # Python alone reads these
