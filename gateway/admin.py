@@ -7,14 +7,15 @@ argparse is needed here, so that help answers at once.
 from __future__ import annotations
 
 import argparse
-import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway import running
+from gateway.argument_types import duration, figure, plain
+from gateway.command_line import add_tenant, command
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from gateway.command_line import Subparsers
 
 LIMITS = {
     "rpm": "requests in any minute",
@@ -25,10 +26,7 @@ LIMITS = {
     "budget_total": "tokens ever",
     "max_tokens": "tokens of one completion",
 }
-_LARGEST = {"max_tokens": 10**9}
-_LARGEST_OTHER = 10**15  # counters are doubles in Redis, whole up to 2^53; the schema holds to the same bound
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_COMMANDS = "gateway.admin_commands"
+_command = partial(command, "gateway.admin_commands")
 
 
 def register(commands: Subparsers) -> None:
@@ -49,7 +47,7 @@ def _tenants(commands: Subparsers) -> None:
         ("disable", "refuse all keys of a tenant"),
         ("enable", "let a disabled tenant's keys work again"),
     ):
-        _add_tenant(_command(commands, f"{verb}-tenant", does))
+        add_tenant(_command(commands, f"{verb}-tenant", does))
 
 
 def _keys(commands: Subparsers) -> None:
@@ -59,7 +57,7 @@ def _keys(commands: Subparsers) -> None:
         "make a key and show it, once",
         "Without --model the key may use what its tenant may. A --model that the tenant lacks is allowed to it too.",
     )
-    _add_tenant(create)
+    add_tenant(create)
     create.add_argument("--owner", type=plain, default="", metavar="TEXT", help="whose key it is")
     create.add_argument("--label", type=plain, default="", metavar="TEXT", help="what it is for")
     create.add_argument(
@@ -71,7 +69,7 @@ def _keys(commands: Subparsers) -> None:
     _add_models(create, "the key")
     _add_limits(create)
 
-    _add_tenant(_command(commands, "list-keys", "show all keys, or those of one tenant"))
+    add_tenant(_command(commands, "list-keys", "show all keys, or those of one tenant"))
     _add_prefix(_command(commands, "disable-key", "refuse a key until it is enabled again"))
     _add_prefix(_command(commands, "enable-key", "let a disabled key work again"))
     _add_prefix(_command(commands, "revoke-key", "refuse a key for good, at once"))
@@ -111,20 +109,6 @@ def _models_and_limits(commands: Subparsers) -> None:
     _add_limits(limits, removable=True)
 
 
-def _command(commands: Subparsers, name: str, does: str, more: str = "") -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}. {more}")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    running.add_arguments(parser)
-    # `wrong` ends with usage and status 2: what argparse cannot check by itself is checked by the command.
-    parser.set_defaults(run=f"{_COMMANDS}:{name.replace('-', '_')}", wrong=parser.error)
-    return parser
-
-
-def _add_tenant(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tenant", nargs="?", metavar="TENANT", help="the tenant's name")
-    parser.add_argument("--tenant", dest="tenant_option", metavar="NAME", help="the same, as an option")
-
-
 def _add_prefix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prefix", nargs="?", metavar="PREFIX", help="the first 12 characters of the key, never all of it"
@@ -155,32 +139,6 @@ def _add_limits(parser: argparse.ArgumentParser, *, removable: bool = False) -> 
         )
 
 
-class figure:  # noqa: N801, RUF100  # argparse shows a type by its name
-    """A limit: digits, with `_` between them if you like; perhaps `none`."""
-
-    def __init__(self, name: str, removable: bool) -> None:
-        self._low = 1 if name == "max_tokens" else 0
-        self._high = _LARGEST.get(name, _LARGEST_OTHER)
-        self._removable = removable
-
-    def __call__(self, text: str) -> int | None:
-        if self._removable and text.lower() == "none":
-            return None
-        digits = text.replace("_", "")
-        if not (digits.isascii() and digits.isdecimal()) or not self._low <= int(digits) <= self._high:
-            also = ", or none" if self._removable else ""
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {self._low} to {self._high}{also}")
-        return int(digits)
-
-
-def duration(text: str) -> timedelta:
-    """`90s`, `30m`, `24h`, `30d`, `8w`, `0`."""
-    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text.strip().lower())
-    if found is None and text.strip() != "0":
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 90s, 30m, 24h, 30d or 8w")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
-
-
 def _moment(text: str) -> datetime:
     """A time from now, or a moment as ISO 8601; where that has no offset it is UTC."""
     now = datetime.now(UTC)
@@ -196,10 +154,3 @@ def _moment(text: str) -> datetime:
     if moment <= now:
         raise argparse.ArgumentTypeError(f"{text} is past")
     return moment.astimezone(UTC)
-
-
-def plain(text: str) -> str:
-    """Text that a terminal shows as it is."""
-    if not text.isprintable() or len(text) > 200:
-        raise argparse.ArgumentTypeError("not plain text of at most 200 characters")
-    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -153,3 +154,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Co
         width, right = max(map(len, column)), column[0] in numbers
         set_columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in column])
     return "\n".join("  ".join(row).rstrip() for row in zip(*set_columns, strict=True))
+
+
+def print_document(document: object) -> int:
+    """All that a command says with --json; 0, the command's exit status."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+    return 0
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"Note: {note}")

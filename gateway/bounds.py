@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway import running
+from gateway.command_line import command
 
 if TYPE_CHECKING:
-    import argparse
+    from gateway.command_line import Subparsers
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+_command = partial(command, "gateway.bounds_commands")
 
 
 def register(commands: Subparsers) -> None:
@@ -26,11 +27,3 @@ def register(commands: Subparsers) -> None:
     )
     shown = _command(commands, "list-bounds", "show how large the parts of requests may be, as usual or for a tenant")
     shown.add_argument("tenant", nargs="?", metavar="TENANT", help="the tenant's name")
-
-
-def _command(commands: Subparsers, name: str, does: str, more: str = "") -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}. {more}")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    running.add_arguments(parser)
-    parser.set_defaults(run=f"gateway.bounds_commands:{name.replace('-', '_')}", wrong=parser.error)
-    return parser

@@ -19,7 +19,7 @@ from gateway.failure import Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from gateway.command_line import Subparsers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,29 +4,29 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import running
-from gateway.admin import duration
+from gateway.argument_types import duration
+from gateway.command_line import command
 
 if TYPE_CHECKING:
-    import argparse
+    from gateway.command_line import Subparsers
 
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
+_tier_command = partial(command, "gateway.tier_commands")
+_key_command = partial(command, "gateway.server_key_commands")
 TIERS = ("standard", "high", "maximum")
 
 
 def register(commands: Subparsers) -> None:
     """Add the commands to the `paddock` parser."""
-    tier = _command(
+    tier = _tier_command(
         commands,
         "set-tier",
         "say on which security tiers models are",
         "A model is on exactly the tiers named. Without a word from you every model is on `standard` alone; "
         "`paddock set-tier --all --tier standard --tier high --tier maximum` opens all tiers to all models.",
-        "gateway.tier_commands:set_tier",
     )
     tier.add_argument("models", nargs="*", metavar="MODEL", help="models, by name")
     tier.add_argument(
@@ -36,22 +36,19 @@ def register(commands: Subparsers) -> None:
     which.add_argument("--tier", action="append", choices=TIERS, help="a tier; may be repeated")
     which.add_argument("--none", action="store_true", help="no tier: not to be asked for in an envelope at all")
     which.add_argument("--default", action="store_true", help="forget what was said")
-    _command(commands, "list-tiers", "show on which security tiers models are", "", "gateway.tier_commands:list_tiers")
+    _tier_command(commands, "list-tiers", "show on which security tiers models are")
 
-    keys = "gateway.server_key_commands"
-    shown = _command(
+    shown = _key_command(
         commands,
         "server-key",
         "show the fingerprints of the keys that envelopes are sealed to",
         "The current key comes first. Clients may pin its fingerprint.",
-        f"{keys}:server_key",
     )
-    rotated = _command(
+    rotated = _key_command(
         commands,
         "rotate-server-key",
         "make a new server key; the one before opens envelopes for a while yet",
         "The new key is served at once. `--grace 0` ends all earlier keys now: for a key that others may know.",
-        f"{keys}:rotate_server_key",
     )
     rotated.add_argument(
         "--grace",
@@ -67,11 +64,3 @@ def register(commands: Subparsers) -> None:
             metavar="DIR",
             help="where the keys are (default: PADDOCK_SERVER_KEY_DIR, else the running instance's)",
         )
-
-
-def _command(commands: Subparsers, name: str, does: str, more: str, run: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}. {more}")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    running.add_arguments(parser)
-    parser.set_defaults(run=run, wrong=parser.error)
-    return parser

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gateway import running
-from gateway.admin import duration
+from gateway.argument_types import duration
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from gateway.command_line import Subparsers
 
 DIMENSIONS = ("tenant", "key", "model", "day")
 FORMATS = ("table", "csv", "json")

@@ -7,23 +7,20 @@ which every policy follows, and where the counter store answers the session is f
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway import admin_output as output
 from gateway import running
-from gateway.database import ask
+from gateway.administration import act_as, tenant_name
 from gateway.failure import Failure
 from gateway.key_prefix import refuse_secret
 from gateway.sessions import COUNTS, LIMITS, SCOPES
-from policy.admission.admin import Refusal
 from policy.admission.session_admin import SessionAdmin, Terms
 from policy.rules.faults import StoreDown
 from policy.rules.sessions import EntropyPolicy, FingerprintPolicy, SignaturePolicy
 from policy.stores import redis
-from policy.stores.postgres import PATIENT_SECONDS, Postgres
 from policy.stores.sessions_postgres import SessionRegistries
 from policy.stores.sessions_redis import SessionCounters
 
@@ -46,31 +43,33 @@ _WORDS = {
 
 def allow_sessions(args: argparse.Namespace) -> int:
     terms = _terms(args)
-    name = _tenant(args)
+    name = tenant_name(args)
     return _allowed(args, _act(args, lambda admin: admin.allow(name, terms)))
 
 
 def deny_sessions(args: argparse.Namespace) -> int:
-    name, origins = _tenant(args), args.origin or ()
+    name, origins = tenant_name(args), args.origin or ()
     return _allowed(args, _act(args, lambda admin: admin.deny(name, origins)))
 
 
 def create_publishable_key(args: argparse.Namespace) -> int:
-    name = _tenant(args)
+    name = tenant_name(args)
     key, tenant, notes = _act(args, lambda admin: admin.create_publishable(name, args.label))
     if args.json:
-        return _print({"publishable_key": key, "tenant": tenant.name, "label": args.label, "notes": list(notes)})
+        return output.print_document(
+            {"publishable_key": key, "tenant": tenant.name, "label": args.label, "notes": list(notes)}
+        )
     print(key)
     print()
     print(f"It names tenant {tenant.name} and is no secret: it may stand in a page.")
-    _note(notes)
+    output.print_notes(notes)
     return 0
 
 
 def revoke_publishable_key(args: argparse.Namespace) -> int:
     found = _act(args, lambda admin: admin.revoke_publishable(args.key.strip(), datetime.now(UTC)))
     if args.json:
-        return _print(_publishable(found))
+        return output.print_document(_publishable(found))
     print(f"Publishable key {found.key} of tenant {found.tenant} revoked. Its sessions have ended.")
     return 0
 
@@ -78,7 +77,7 @@ def revoke_publishable_key(args: argparse.Namespace) -> int:
 def rotate_session_key(args: argparse.Namespace) -> int:
     kid, kids = _act(args, lambda admin: admin.rotate_key(at_once=args.at_once))
     if args.json:
-        return _print({"kid": kid, "verifying": kids})
+        return output.print_document({"kid": kid, "verifying": kids})
     if args.at_once:
         print(f"Session key {kid} signs and verifies from now on, alone: every session has ended.")
     else:
@@ -87,7 +86,7 @@ def rotate_session_key(args: argparse.Namespace) -> int:
 
 
 def list_sessions(args: argparse.Namespace) -> int:
-    name = _tenant(args, needed=False) or None
+    name = tenant_name(args, needed=False) or None
 
     async def look(admin: SessionAdmin) -> tuple[list[SessionPolicy], list[PublishableKey]]:
         policies = [one for one in await admin.policies() if name is None or one.tenant.name.lower() == name.lower()]
@@ -97,7 +96,7 @@ def list_sessions(args: argparse.Namespace) -> int:
     live = _live(args, [policy.tenant.id for policy in policies])
     names = {policy.tenant.id: policy.tenant.name for policy in policies}
     if args.json:
-        return _print(
+        return output.print_document(
             {
                 "policies": [_policy(policy) for policy in policies],
                 "publishable_keys": [_publishable(key) for key in keys],
@@ -131,7 +130,7 @@ def revoke_session(args: argparse.Namespace) -> int:
         allowed = _act(args, lambda admin: admin.revoke_all(args.all_of, now))
         ended = _end(args, [allowed.tenant.id], None)
         if args.json:
-            return _print({"tenant": allowed.tenant.name, "revoked": True, "live": ended})
+            return output.print_document({"tenant": allowed.tenant.name, "revoked": True, "live": ended})
         print(f"Every session of tenant {allowed.tenant.name} has ended.")
         return 0
     session_id = args.session.strip()
@@ -139,7 +138,7 @@ def revoke_session(args: argparse.Namespace) -> int:
     tenants = [policy.tenant.id for policy in _act(args, lambda admin: admin.policies())]
     ended = _end(args, tenants, session_id)
     if args.json:
-        return _print({"session": session_id, "revoked": True, "live": ended})
+        return output.print_document({"session": session_id, "revoked": True, "live": ended})
     print(f"Session {session_id} has ended." if ended else f"Session {session_id} passes nowhere any more.")
     if ended == 0:
         print("Note: no such session lives; it may have ended before.")
@@ -147,17 +146,6 @@ def revoke_session(args: argparse.Namespace) -> int:
 
 
 # Arguments that argparse cannot check by itself.
-
-
-def _tenant(args: argparse.Namespace, *, needed: bool = True) -> str:
-    given = {value for value in (args.tenant, args.tenant_option) if value is not None}
-    if len(given) > 1:
-        args.wrong("the tenant's name was given twice, and differently")
-    if not given and needed:
-        args.wrong("the tenant's name is missing")
-    value: str = given.pop() if given else ""
-    refuse_secret(value)
-    return value
 
 
 def _terms(args: argparse.Namespace) -> Terms:
@@ -185,14 +173,7 @@ def _terms(args: argparse.Namespace) -> Terms:
 
 
 def _act(args: argparse.Namespace, act: Callable[[SessionAdmin], Awaitable[T]]) -> T:
-    async def within(url: str) -> T:
-        async with Postgres.open(url, connections=1, patience=PATIENT_SECONDS) as postgres:
-            return await act(SessionAdmin(SessionRegistries(postgres).open))
-
-    try:
-        return ask(args, within)
-    except Refusal as refusal:
-        raise Failure(str(refusal)) from refusal
+    return act_as(lambda postgres: SessionAdmin(SessionRegistries(postgres).open), args, act)
 
 
 def _with_live(args: argparse.Namespace, work: Callable[[SessionCounters], Awaitable[T]]) -> T | None:
@@ -249,13 +230,15 @@ def _end(args: argparse.Namespace, tenants: list[int], session_id: str | None) -
 def _allowed(args: argparse.Namespace, allowed: Allowed) -> int:
     if args.json:
         about = {"tenant": allowed.tenant.name, "sessions": False}
-        return _print({**about, **(_policy(allowed.policy) if allowed.policy else {}), "notes": list(allowed.notes)})
+        return output.print_document(
+            {**about, **(_policy(allowed.policy) if allowed.policy else {}), "notes": list(allowed.notes)}
+        )
     if allowed.policy is None:
         print(f"Tenant {allowed.tenant.name} allows no browser sessions any more. Those it had have ended.")
         return 0
     print(f"Tenant {allowed.tenant.name} allows browser sessions.")
     print(output.lines(_facts(allowed.policy)))
-    _note(allowed.notes)
+    output.print_notes(allowed.notes)
     return 0
 
 
@@ -345,13 +328,3 @@ def _sessions_table(live: list[LiveSession], names: dict[int, str]) -> str:
 
 def _moment(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _note(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        print(f"Note: {note}")
-
-
-def _print(document: object) -> int:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
-    return 0

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway import admin, running
+from gateway import admin
+from gateway.argument_types import count, duration, figure, plain
+from gateway.command_line import add_tenant, command
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from gateway.command_line import Subparsers
 
-_COMMANDS = "gateway.session_commands"
+_command = partial(command, "gateway.session_commands")
 _ENDPOINTS = ("chat", "completions", "embeddings", "models")
 # Options beginning with these words are limits of the scope.
 SCOPES = {
@@ -41,7 +44,7 @@ def register(commands: Subparsers) -> None:
         "take browser sessions from a tenant",
         "Without --origin from all its pages. What was opened from there ends at once.",
     )
-    _add_tenant(deny)
+    add_tenant(deny)
     deny.add_argument("--origin", action="append", metavar="URL", help="only this origin; may be repeated")
     _keys(commands)
     _sessions(commands)
@@ -55,7 +58,7 @@ def _allow(commands: Subparsers) -> None:
         "Once allowed, the same command changes the terms: origins and models are added, limits replaced, and what is "
         "not named stays. The figures in brackets are what a new policy has. `none` removes a limit.",
     )
-    _add_tenant(allow)
+    add_tenant(allow)
     allow.add_argument("--origin", action="append", metavar="URL", help="of the pages, such as https://app.example.com")
     models = allow.add_mutually_exclusive_group()
     models.add_argument("--model", action="append", metavar="MODEL", help="one that sessions may use; may be repeated")
@@ -72,14 +75,14 @@ def _allow(commands: Subparsers) -> None:
         allow.add_argument(f"--{name}-policy", choices=choices, help=f"{meaning} ({usual})")
     for name, (largest, meaning) in COUNTS.items():
         allow.add_argument(
-            f"--{name.replace('_', '-')}", type=_count(largest), default=argparse.SUPPRESS, metavar="N", help=meaning
+            f"--{name.replace('_', '-')}", type=count(largest), default=argparse.SUPPRESS, metavar="N", help=meaning
         )
     for scope, (prefix, meaning) in SCOPES.items():
         group = allow.add_argument_group(meaning)
         for name in LIMITS if scope in ("session", "together") else _SHORT:
             group.add_argument(
                 f"--{(prefix + name).replace('_', '-')}",
-                type=admin.figure(name, removable=True),
+                type=figure(name, removable=True),
                 default=argparse.SUPPRESS,  # absent is not None: None removes the limit
                 metavar="N",
                 help=admin.LIMITS[name],
@@ -87,7 +90,7 @@ def _allow(commands: Subparsers) -> None:
         if scope == "session":
             group.add_argument(
                 "--max-tokens",
-                type=admin.figure("max_tokens", removable=True),
+                type=figure("max_tokens", removable=True),
                 default=argparse.SUPPRESS,
                 metavar="N",
                 help=admin.LIMITS["max_tokens"],
@@ -101,8 +104,8 @@ def _keys(commands: Subparsers) -> None:
         "make a key that a page may show: it names the tenant",
         "It is no secret. A page needs one where its origin is allowed for several tenants.",
     )
-    _add_tenant(create)
-    create.add_argument("--label", type=admin.plain, default="", metavar="TEXT", help="what it is for")
+    add_tenant(create)
+    create.add_argument("--label", type=plain, default="", metavar="TEXT", help="what it is for")
     revoke = _command(commands, "revoke-publishable-key", "refuse a publishable key for good, and end its sessions")
     revoke.add_argument("key", metavar="KEY", help="nzp_…, all of it")
     rotate = _command(
@@ -116,41 +119,15 @@ def _keys(commands: Subparsers) -> None:
 
 def _sessions(commands: Subparsers) -> None:
     listing = _command(commands, "list-sessions", "show who may open sessions, and which live")
-    _add_tenant(listing)
-    listing.add_argument("--limit", type=_count(10_000), default=100, metavar="N", help="live sessions shown (100)")
+    add_tenant(listing)
+    listing.add_argument("--limit", type=count(10_000), default=100, metavar="N", help="live sessions shown (100)")
     revoke = _command(commands, "revoke-session", "end a session, at once and everywhere")
     revoke.add_argument("session", nargs="?", metavar="SESSION", help="ns_…, as `list-sessions` and `audit` show it")
     revoke.add_argument("--tenant", dest="all_of", metavar="TENANT", help="every session of this tenant instead")
 
 
-def _command(commands: Subparsers, name: str, does: str, more: str = "") -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}. {more}")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    running.add_arguments(parser)
-    parser.set_defaults(run=f"{_COMMANDS}:{name.replace('-', '_')}", wrong=parser.error)
-    return parser
-
-
-def _add_tenant(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tenant", nargs="?", metavar="TENANT", help="the tenant's name")
-    parser.add_argument("--tenant", dest="tenant_option", metavar="NAME", help="the same, as an option")
-
-
 def _lifetime(text: str) -> int:
-    span = admin.duration(text)
+    span = duration(text)
     if not timedelta(minutes=1) <= span <= timedelta(hours=24):
         raise argparse.ArgumentTypeError(f"{text!r} is not from 1m to 24h")
     return int(span.total_seconds())
-
-
-class _count:  # noqa: N801, RUF100  # argparse shows a type by its name
-    """A number from 1 up."""
-
-    def __init__(self, largest: int) -> None:
-        self._largest = largest
-
-    def __call__(self, text: str) -> int:
-        digits = text.replace("_", "")
-        if not (digits.isascii() and digits.isdecimal()) or not 1 <= int(digits) <= self._largest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {self._largest}")
-        return int(digits)

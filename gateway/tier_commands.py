@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gateway.admin_output import table
-from gateway.database import ask
-from gateway.failure import Failure
-from policy.admission.admin import Admin, Refusal
+from gateway.administration import act
 from policy.rules.tiers import Tier
-from policy.stores.postgres import PATIENT_SECONDS, Postgres
-from policy.stores.registry import Registries
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
     from policy.rules.tiers import Tiers
-
-T = TypeVar("T")
 
 
 def set_tier(args: argparse.Namespace) -> int:
     if bool(args.models) == args.all_models:
         args.wrong("say which models, or --all")
     tiers = None if args.default else frozenset(map(Tier, args.tier or ()))
-    return _show(args, _act(args, lambda admin: admin.set_tiers(args.models, tiers)))
+    return _show(args, act(args, lambda admin: admin.set_tiers(args.models, tiers)))
 
 
 def list_tiers(args: argparse.Namespace) -> int:
-    return _show(args, _act(args, lambda admin: admin.list_tiers()))
+    return _show(args, act(args, lambda admin: admin.list_tiers()))
 
 
 def _show(args: argparse.Namespace, tiers: Tiers) -> int:
@@ -46,14 +40,3 @@ def _show(args: argparse.Namespace, tiers: Tiers) -> int:
 
 def _words(tiers: Iterable[Tier]) -> list[str]:
     return [tier.value for tier in Tier if tier in tiers]
-
-
-def _act(args: argparse.Namespace, act: Callable[[Admin], Awaitable[T]]) -> T:
-    async def within(url: str) -> T:
-        async with Postgres.open(url, connections=1, patience=PATIENT_SECONDS) as postgres:
-            return await act(Admin(Registries(postgres).open))
-
-    try:
-        return ask(args, within)
-    except Refusal as refusal:
-        raise Failure(str(refusal)) from refusal

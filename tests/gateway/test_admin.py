@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import cli
-from gateway.admin import duration
+from gateway.argument_types import duration
 from policy.admission.hashing import Hashing
 from policy.rules import keys
 from policy.stores.postgres import Postgres
