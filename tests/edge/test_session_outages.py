@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests import harness
-from tests.edge.test_sessions import becomes, refused, visit
+from tests.edge.visitors import becomes, refused, visit
 from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
