@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policy.stores.redis import RedisStore, connect
-from tests.stores.cluster import valkey, valkey_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.stores.cluster import Cluster, Valkey
-
-__all__ = ["valkey", "valkey_cluster"]
 
 
 @pytest.fixture(params=["one", "cluster"])

@@ -22,14 +22,12 @@ from policy.rules.settlement import Known, Seed, Settlement
 from policy.rules.tenants import Key, Tenant
 from policy.stores.memory import MemoryStore, Scope, calendar
 from policy.stores.redis import KEYS, RedisStore, connect, shard_of
-from tests.stores.cluster import valkey, valkey_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from tests.stores.cluster import Cluster, Valkey
 
-__all__ = ["valkey", "valkey_cluster"]
 T = TypeVar("T")
 
 TENANTS = (1, 65, 2)  # the first two share a shard
