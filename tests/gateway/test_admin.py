@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import subprocess
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import cli
-from gateway.argument_types import duration
 from policy.admission.hashing import Hashing
 from policy.rules import keys
 from policy.stores.postgres import Postgres
@@ -368,27 +366,6 @@ def test_without_a_database_it_says_so_without_a_password(paddock: Paddock, monk
     said = paddock("list-keys", status=1)
     assert "PostgreSQL does not answer" in said
     assert "hunter2" not in said
-
-
-@pytest.mark.parametrize(
-    ("text", "meant"),
-    [
-        ("0", timedelta()),
-        ("90s", timedelta(seconds=90)),
-        ("30m", timedelta(minutes=30)),
-        ("24H", timedelta(days=1)),
-        (" 7d ", timedelta(days=7)),
-        ("2w", timedelta(days=14)),
-    ],
-)
-def test_durations(text: str, meant: timedelta) -> None:
-    assert duration(text) == meant
-
-
-@pytest.mark.parametrize("text", ["", "h", "1", "-1h", "1.5h", "1 h", "1y", "9999999d", "١h"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
-        duration(text)
 
 
 def test_help_needs_neither_database_nor_cryptography() -> None:
