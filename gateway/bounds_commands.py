@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gateway.admin_output import table
-from gateway.database import ask
-from gateway.failure import Failure
+from gateway.administration import act
 from gateway.key_prefix import refuse_secret
-from policy.admission.admin import Admin, Refusal
 from policy.rules.bounds import DEFAULT, MEANINGS, USUAL, Bounds, read
-from policy.stores.postgres import Postgres
-from policy.stores.registry import Registries
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Awaitable, Callable
 
     from policy.rules.bounds import Value
-
-T = TypeVar("T")
 
 
 def set_bounds(args: argparse.Namespace) -> int:
     refuse_secret(args.tenant)
     bounds = dict(_bound(args, text) for text in args.bounds)
-    change = _act(args, lambda admin: admin.set_tenant_bounds(args.tenant, bounds))
+    change = act(args, lambda admin: admin.set_tenant_bounds(args.tenant, bounds))
     return _show(args, change.tenant.name, change.tenant.bounds, only_differing=True)
 
 
@@ -34,7 +27,7 @@ def list_bounds(args: argparse.Namespace) -> int:
     if args.tenant is None:
         return _show(args, None, DEFAULT)
     refuse_secret(args.tenant)
-    tenant = _act(args, lambda admin: admin.tenant(args.tenant))
+    tenant = act(args, lambda admin: admin.tenant(args.tenant))
     return _show(args, tenant.name, tenant.bounds)
 
 
@@ -82,14 +75,3 @@ def _words(value: Value) -> str:
     if isinstance(value, frozenset):
         return ", ".join(sorted(value)) or "none"
     return f"{value:g}" if isinstance(value, float) and value < 1e6 else f"{value:.0f}"
-
-
-def _act(args: argparse.Namespace, act: Callable[[Admin], Awaitable[T]]) -> T:
-    async def within(url: str) -> T:
-        async with Postgres.open(url, connections=1) as postgres:
-            return await act(Admin(Registries(postgres).open))
-
-    try:
-        return ask(args, within)
-    except Refusal as refusal:
-        raise Failure(str(refusal)) from refusal

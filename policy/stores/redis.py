@@ -76,8 +76,10 @@ class Keys:
 
 
 KEYS = tuple(Keys(shard) for shard in range(SHARDS))
-ADMIT, SETTLE, RENEW, EXPIRED, LOG, WAITING, CARRIED, REFUSED, CLAIM = (
-    Script(name) for name in ("admit", "settle", "renew", "expired", "log", "waiting", "carried", "refused", "claim")
+_ALL = (*(keys.events for keys in KEYS), *(keys.leases for keys in KEYS))
+ADMIT, SETTLE, RENEW, EXPIRED, LOG, WAITING, CARRIED, REFUSED, CLAIM, STANDING = (
+    Script(name)
+    for name in ("admit", "settle", "renew", "expired", "log", "waiting", "carried", "refused", "claim", "standing")
 )
 
 
@@ -250,6 +252,9 @@ class RedisStore:
 
     async def backlog(self) -> list[int]:
         """Events waiting in each shard."""
+        lengths: list[int] | None = await self._link.over_all(STANDING, _ALL, (self.clock, ""))
+        if lengths is not None:
+            return lengths
         return await self._link.all(lambda pipeline: [pipeline.xlen(keys.events) for keys in KEYS])
 
     async def refusals(self, shard: int) -> dict[str, int]:
@@ -260,20 +265,33 @@ class RedisStore:
     async def forget_refusals(self, shard: int, fields: Sequence[str]) -> None:
         await self._link.run(lambda client: client.hdel(KEYS[shard].refusals, *fields))
 
+    async def overdue(self) -> list[int]:
+        """Shards that may have a reservation whose lease is over."""
+        found = await self._link.over_all(STANDING, _ALL, (self.clock, "1"))
+        return list(range(SHARDS)) if found is None else found[3]
+
     async def standing(self) -> tuple[int, float, int]:
         """Events that wait, how old the oldest is (seconds; 0 for none), and reservations that are open."""
+        found = await self._link.over_all(STANDING, _ALL, (self.clock, "1"))
+        if found is not None:
+            lengths, first, open_now, _ = found
+            return sum(lengths), _age(int(first.partition(b"-")[0])) if first else 0.0, open_now
         replies = await self._link.all(
             lambda pipeline: [
                 (pipeline.xlen(keys.events), pipeline.xrange(keys.events, count=1), pipeline.zcard(keys.leases))
                 for keys in KEYS
             ]
         )
-        oldest = [int(found[0][0].partition(b"-")[0]) / 1000 for found in replies[1::3] if found]
-        age = max(0.0, time.time() - min(oldest)) if oldest else 0.0  # ids are the store's time
-        return sum(replies[0::3]), age, sum(replies[2::3])
+        oldest = [int(first[0][0].partition(b"-")[0]) for first in replies[1::3] if first]
+        return sum(replies[0::3]), _age(min(oldest)) if oldest else 0.0, sum(replies[2::3])
 
     async def open_reservations(self) -> int:
         return sum(await self._link.all(lambda pipeline: [pipeline.zcard(keys.leases) for keys in KEYS]))
+
+
+def _age(ms: int) -> float:
+    """Seconds since an event's time, which is the store's."""
+    return max(0.0, time.time() - ms / 1000)
 
 
 def _known(known: Known) -> str:

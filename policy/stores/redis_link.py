@@ -33,6 +33,10 @@ Client: TypeAlias = "redis.Redis | RedisCluster"
 _CONNECTIONS = 512  # at most, to each server
 
 
+class _Apart(Exception):
+    """The server runs no script over keys of several slots."""
+
+
 class Script:
     """A script and its digest; a server learns the text once, after a restart again."""
 
@@ -52,6 +56,7 @@ class Link:
         self._url = url
         self._seconds = seconds
         self._scripts = Multiplexed(url, patience=seconds) if isinstance(client, redis.Redis) else None
+        self._apart = False
 
     async def run(self, command: Callable[[Any], Awaitable[T]]) -> T:
         """Run a command of the client. The client's two kinds have the same commands and no common type."""
@@ -78,6 +83,16 @@ class Link:
                 return await _through_one(self._scripts, script, keys, words)
 
         return await self.run(run)
+
+    async def over_all(self, script: Script, keys: Sequence[str], args: Sequence[object]) -> Any:
+        """Run a script over keys of many slots, in one round trip; None where slots are kept apart."""
+        if self._scripts is None or self._apart:
+            return None
+        try:
+            return await self.script(script, keys, args)
+        except _Apart:
+            self._apart = True
+            return None
 
     async def _join_cluster(self) -> None:
         if self._scripts is None:
@@ -155,6 +170,8 @@ async def _through_one(
         reply = await connection.execute("EVAL", script.text, len(keys), *keys, *words)
     if isinstance(reply, hiredis.ReplyError):
         kind, _, rest = str(reply).partition(" ")
+        if kind == "CROSSSLOT":
+            raise _Apart
         raise MovedError(rest) if kind == "MOVED" else ResponseError(str(reply))
     return reply
 

@@ -54,6 +54,7 @@ class TimedCounters:
         self.settle_as = timed(observe, "redis", "settle_as", store.settle_as)
         self.renew = timed(observe, "redis", "renew", store.renew)
         self.log = timed(observe, "redis", "log", store.log)
+        self.overdue = timed(observe, "redis", "overdue", store.overdue)
         self.expired = timed(observe, "redis", "expired", store.expired)
         self.events = timed(observe, "redis", "events", store.events)
         self.forget = timed(observe, "redis", "forget", store.forget)

@@ -34,7 +34,7 @@ class Events:
     expired_ones: list[Expired]
     settled: dict[str, Settlement] = field(default_factory=dict)
 
-    async def backlog(self) -> list[int]:
+    async def overdue(self) -> list[int]:
         return [0]
 
     async def expired(self, shard: int) -> list[Expired]:
