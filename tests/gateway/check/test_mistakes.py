@@ -112,7 +112,7 @@ def test_several_hosts_need_somebody_who_chooses() -> None:
     shipped = (SHIPPED / "clusters.yaml").read_text(encoding="utf-8")
     start = shipped.index("    load_balancing_policy:")
     end = shipped.index("    load_assignment:")
-    host = shipped[shipped.index("            - endpoint:") : shipped.index("    # Generations")]
+    host = shipped[shipped.index("            - endpoint:") : shipped.index("    # The name that is")]
     text = shipped[:start] + shipped[end:].replace(host, host + host.replace("address: ollama", "address: other"))
     assert "host-choice" in {one.rule for one in findings({"clusters.yaml": text})}
 
