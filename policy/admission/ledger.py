@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 BATCH = 1000  # events in one transaction
+AT_ONCE = 16  # events read before requests have their turn: all of a batch would hold them up for milliseconds
 SWEEP_SECONDS = 1.0
 RENEWED_SECONDS = 6.0  # in which Envoy's log stream comes back and its file is read; see `policy.admission.recovery`
 UNSEEN_SECONDS = (
@@ -166,6 +167,8 @@ class Ledger:
         places: dict[int, tuple[Waiting, int]] = {}
         for waiting in carried:
             for index, (_, fields) in enumerate(waiting.entries):
+                if index % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 try:
                     event = read(fields)
                 except ValueError as error:
