@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan, Tally
 from policy.rules.limits import Limits
 from policy.rules.settlement import Known, Seed, Settlement
 from policy.rules.tenants import Key, Tenant
-from policy.stores.redis import KEYS, RedisStore
+
+if TYPE_CHECKING:
+    from policy.stores.redis import RedisStore
 
 NOW = 1_800_000_000_000
 DAY = NOW // 86_400_000
@@ -21,10 +23,8 @@ Open = Callable[[], Any]
 
 
 async def flush(store: RedisStore) -> None:
-    for shard in range(64):
-        names = await store.ask("KEYS", f"{KEYS[shard].tag}*")
-        for name in names:
-            await store.ask("DEL", name)
+    """Empty the server, or every node of the cluster."""
+    await store._link.run(lambda client: client.flushall())
 
 
 def key(limits: Limits = Limits(), *, tenant: Limits = Limits(), number: int = 9, of: int = 7) -> Key:  # noqa: B008  # frozen

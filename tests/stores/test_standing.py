@@ -85,4 +85,3 @@ def test_a_server_that_keeps_slots_apart_is_asked_shard_by_shard(valkey_cluster:
             await counters.close()
 
     asyncio.run(scenario())
-
