@@ -894,6 +894,7 @@ do
   local GROWTH = 100 -- bytes for each byte, as Envoy's own decompressor
   local SLACK = 65536
   local WINDOW = 32768
+  local MOST_FRESH = 4096 -- bytes that are kept as numbers
   local LENGTHS, DISTANCES = {}, {} -- of each symbol: the least, and how many bits are added to it
   local CRC = {} -- of each byte, for the sum that ends a gzip file
   -- The order in which the lengths of the codes for lengths come.
@@ -976,21 +977,25 @@ do
     self.out[self.fresh] = value
     self.room = self.room - 1
     if self.room < 0 then error("it grows beyond all measure") end
+    if self.fresh == MOST_FRESH then self:gather() end
   end
 
-  function Unpacker:drain() -- what was put since the last time, summed up
-    local out, parts = self.out, {}
-    for from = 1, self.fresh, 4096 do parts[#parts + 1] = char(unpack(out, from, math.min(from + 4095, self.fresh))) end
-    self:sum(out, self.fresh)
+  function Unpacker:gather() -- what was put since the last time, summed up
+    if self.fresh == 0 then return end
+    self:sum(self.out, self.fresh)
+    self.ready[#self.ready + 1] = char(unpack(self.out, 1, self.fresh))
     self.fresh = 0
-    self.ready = self.ready .. concat(parts)
-    local text = self.ready
-    self.ready = ""
+  end
+
+  function Unpacker:drain()
+    self:gather()
+    local text = concat(self.ready)
+    self.ready = {}
     return text
   end
 
   function Unpacker:checked(sum) -- at the end of a file, whose last bytes may not have been summed up yet
-    self.ready = self:drain()
+    self:gather()
     if sum() ~= self.adds then error("what it sums up to is not what it says") end
   end
 
@@ -1139,7 +1144,7 @@ do
     local reads = #names == 1 and UNPACKERS[names[1]]
     if not reads then return nil end
     local self = setmetatable({
-      input = "", at = 1, held = 0, waiting = 0, window = {}, total = 0, start = 0, out = {}, fresh = 0, ready = "",
+      input = "", at = 1, held = 0, waiting = 0, window = {}, total = 0, start = 0, out = {}, fresh = 0, ready = {},
       room = 0, adds = 0, sum = function() end,
     }, Unpacker)
     local step = coroutine.wrap(function() reads(self) end)
