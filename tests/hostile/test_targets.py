@@ -17,7 +17,7 @@ from processor import sse
 from processor.usage import meter_for
 from tests.hostile import fuzz
 from tests.hostile.inputs import CORPUS, corpus, inputs
-from tests.hostile.targets import TARGETS, streams
+from tests.hostile.targets import TARGETS, lua, streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,8 @@ def calls(target: str, data: bytes) -> int:
 @pytest.mark.parametrize("target", sorted(set(TARGETS) - set(SLOW)))
 def test_work_grows_no_faster_than_the_input(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice and twice as much of any entry costs at most so much more: a quadratic step would show as a factor."""
-    monkeypatch.setattr(streams, "chance", lambda _: random.Random(0))  # one cap, and not a low one
+    for module in (lua, streams):
+        monkeypatch.setattr(module, "chance", lambda _: random.Random(0))  # one cap, and not a low one
     for name, entry in corpus(target).items():
         if not 20 <= len(entry) <= 20_000:
             continue

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.hostile.targets import answers, bodies, envelopes, streams, texts, tokens
+from tests.hostile.targets import answers, bodies, envelopes, lua, streams, texts, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for module in (answers, bodies, envelopes, streams, texts, tokens)
+    for module in (answers, bodies, envelopes, lua, streams, texts, tokens)
     for target in module.TARGETS
 }
