@@ -26,8 +26,9 @@ def unpack(encoding: str, pieces: Iterable[bytes]) -> bytes:
 
 
 def agrees_with_zlib(encoding: str, pieces: list[bytes]) -> None:
-    """The same bytes. What zlib calls damaged may be found out later, and gives a bounded answer until then; what zlib has
-    not seen the end of, sooner: it looks at some things when they are complete."""
+    """The same bytes. Damage may be found out later than by zlib, and gives a bounded answer until then; where the end
+    has not come, sooner as well: zlib looks at some things when they are complete.
+    """
     reader: Any = inflater(encoding)
     data = b"".join(pieces)
     expected, ended = None, False
