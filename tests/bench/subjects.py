@@ -72,9 +72,10 @@ def pin(pids: Iterable[int], *cores: int) -> None:
     """Put processes, their children and all their threads on these cores. What they start later goes there too."""
     for pid in pids:
         for process in _family(pid):
-            for thread in process.threads():
-                with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(thread.id, set(cores))
+            with contextlib.suppress(psutil.NoSuchProcess):  # a database's worker that ended meanwhile
+                for thread in process.threads():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.sched_setaffinity(thread.id, set(cores))
 
 
 @contextlib.contextmanager
