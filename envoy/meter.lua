@@ -2,10 +2,10 @@
 --
 -- A meter is made for each answer, by its endpoint and content type, and is fed the body chunk by chunk. It says nil
 -- for a chunk that passes as it is, which is nearly every chunk, or the bytes to send instead. It can tell at any
--- moment what was used so far, so that an answer that ends early is charged for what it was. What an upstream packed
--- without being asked is unpacked first. It edits four things: an upstream's error becomes one in our words (its text
--- names files and models), a usage that the client did not ask for is taken out, an answer that passes its cap is ended
--- in the manner of its dialect, and an event stream that breaks off ends in an error event.
+-- moment what was used so far, so that an answer that ends early is charged for what it was. What an upstream
+-- compressed without being asked is decompressed first. It edits four things: an upstream's error becomes one in our
+-- words (its text names files and models), a usage that the client did not ask for is taken out, an answer that passes
+-- its cap is ended in the manner of its dialect, and an event stream that breaks off ends in an error event.
 --
 -- This is the meter of processor/usage.py once more, here to save a stream a hop to another process for each chunk. The
 -- two must agree to the byte (tests/envoy/test_meter_lua.py); the modules of the same names (frames, ndjson, chunks,
@@ -823,7 +823,7 @@ local function read_embeddings(tally, document)
   report(tally, is_object(document.usage) and count(document.usage.prompt_tokens) or nil, 0)
 end
 
--- An answer in an encoding that nothing here unpacks. It passes, and nothing of it was measured.
+-- An answer in an encoding that nothing here decompresses. It passes, and nothing of it was measured.
 local Blind = {}
 Blind.__index = Blind
 
@@ -880,15 +880,15 @@ local function meter(answer)
   return setmetatable(self, Document)
 end
 
--- Unpacking ---------------------------------------------------------------------------------------------------------
--- Ollama is asked for no compression. What a proxy before it packs all the same goes on unpacked, so that all that
--- follows reads and edits it like any answer (RFC 1950, 1951, 1952). Envoy has a filter that does it, but that ends the
--- answer with trailers, and where a later filter holds the last piece, as this one does, they never come.
+-- Decompression -----------------------------------------------------------------------------------------------------
+-- Ollama is asked for no compression. What a proxy before it compresses all the same goes on plain, so that all
+-- that follows reads and edits it like any answer (RFC 1950, 1951, 1952). Envoy has a filter that does it, but that ends
+-- the answer with trailers, and where a later filter holds the last piece, as this one does, they never come.
 --
--- An unpacker is a coroutine that is given pieces and gives back what each adds. It raises on what is damaged, and on
+-- An inflater is a coroutine that is given pieces and gives back what each adds. It raises on what is damaged, and on
 -- what grows beyond all measure: it must not keep a thread of Envoy's busy.
 
-local unpacker
+local inflater
 do
   local bit, yield = bit, coroutine.yield
   local GROWTH = 100 -- bytes for each byte, as Envoy's own decompressor
@@ -933,10 +933,10 @@ do
     return found
   end
 
-  local Unpacker = {}
-  Unpacker.__index = Unpacker
+  local Inflater = {}
+  Inflater.__index = Inflater
 
-  function Unpacker:byte()
+  function Inflater:byte()
     while self.at > #self.input do
       local text = self:drain()
       self.input, self.at = yield(text), 1
@@ -946,7 +946,7 @@ do
     return byte(self.input, self.at - 1)
   end
 
-  function Unpacker:bits(count)
+  function Inflater:bits(count)
     while self.waiting < count do
       self.held = self.held + bit.lshift(self:byte(), self.waiting)
       self.waiting = self.waiting + 8
@@ -956,13 +956,13 @@ do
     return value
   end
 
-  function Unpacker:number(bytes) -- the lowest byte first
+  function Inflater:number(bytes) -- the lowest byte first
     local value = 0
     for place = 0, bytes - 1 do value = value + self:byte() * 256 ^ place end
     return value
   end
 
-  function Unpacker:symbol(of)
+  function Inflater:symbol(of)
     local code = 1
     repeat
       code = 2 * code + self:bits(1)
@@ -971,7 +971,7 @@ do
     return of[code]
   end
 
-  function Unpacker:put(value)
+  function Inflater:put(value)
     self.window[self.total % WINDOW] = value
     self.total, self.fresh = self.total + 1, self.fresh + 1
     self.out[self.fresh] = value
@@ -980,21 +980,21 @@ do
     if self.fresh == MOST_FRESH then self:gather() end
   end
 
-  function Unpacker:gather() -- what was put since the last time, summed up
+  function Inflater:gather() -- what was put since the last time, summed up
     if self.fresh == 0 then return end
     self:sum(self.out, self.fresh)
     self.ready[#self.ready + 1] = char(unpack(self.out, 1, self.fresh))
     self.fresh = 0
   end
 
-  function Unpacker:drain()
+  function Inflater:drain()
     self:gather()
     local text = concat(self.ready)
     self.ready = {}
     return text
   end
 
-  function Unpacker:checked(sum) -- at the end of a file, whose last bytes may not have been summed up yet
+  function Inflater:checked(sum) -- at the end of a file, whose last bytes may not have been summed up yet
     self:gather()
     if sum() ~= self.adds then error("what it sums up to is not what it says") end
   end
@@ -1016,7 +1016,7 @@ do
     self.adds = high * 65536 + low
   end
 
-  function Unpacker:tables() -- of a block that brings its own
+  function Inflater:tables() -- of a block that brings its own
     local literals, distances, count = self:bits(5) + 257, self:bits(5) + 1, self:bits(4) + 4
     local bits = {}
     for place = 1, 19 do bits[SHUFFLED[place]] = place <= count and self:bits(3) or 0 end
@@ -1039,7 +1039,7 @@ do
     return codes(bits, 0, literals - 1), codes(bits, literals, all - 1)
   end
 
-  function Unpacker:packed(literals, distances)
+  function Inflater:compressed(literals, distances)
     while true do
       local symbol = self:symbol(literals)
       if symbol == 256 then return end
@@ -1056,7 +1056,7 @@ do
     end
   end
 
-  function Unpacker:blocks()
+  function Inflater:blocks()
     self.start, self.held, self.waiting = self.total, 0, 0
     repeat
       local last, kind = self:bits(1), self:bits(2)
@@ -1066,9 +1066,9 @@ do
         if count + complement ~= 65535 then error("no such length") end
         for _ = 1, count do self:put(self:byte()) end
       elseif kind == 1 then
-        self:packed(Unpacker.literals, Unpacker.distances)
+        self:compressed(Inflater.literals, Inflater.distances)
       elseif kind == 2 then
-        self:packed(self:tables())
+        self:compressed(self:tables())
       else
         error("no such block")
       end
@@ -1128,25 +1128,25 @@ do
   do
     local bits = {}
     for symbol = 0, 287 do bits[symbol] = symbol < 144 and 8 or symbol < 256 and 9 or symbol < 280 and 7 or 8 end
-    Unpacker.literals = codes(bits, 0, 287)
+    Inflater.literals = codes(bits, 0, 287)
     for symbol = 0, 31 do bits[symbol] = 5 end
-    Unpacker.distances = codes(bits, 0, 31)
+    Inflater.distances = codes(bits, 0, 31)
   end
 
-  local UNPACKERS = { gzip = gzip, ["x-gzip"] = gzip, deflate = deflate }
+  local INFLATERS = { gzip = gzip, ["x-gzip"] = gzip, deflate = deflate }
 
-  -- What unpacks an answer of this Content-Encoding, piece by piece; nil where there is nothing to unpack, or no way to.
-  function unpacker(content_encoding)
+  -- What decompresses an answer of this Content-Encoding, piece by piece; nil where that is not needed, or not known.
+  function inflater(content_encoding)
     local names = {}
     for name in string.gmatch(lower(content_encoding), "[^,%s]+") do
       if name ~= "identity" then names[#names + 1] = name end
     end
-    local reads = #names == 1 and UNPACKERS[names[1]]
+    local reads = #names == 1 and INFLATERS[names[1]]
     if not reads then return nil end
     local self = setmetatable({
       input = "", at = 1, held = 0, waiting = 0, window = {}, total = 0, start = 0, out = {}, fresh = 0, ready = {},
       room = 0, adds = 0, sum = function() end,
-    }, Unpacker)
+    }, Inflater)
     local step = coroutine.wrap(function() reads(self) end)
     step() -- to where it waits for the first piece
     return step
@@ -1174,7 +1174,7 @@ local function error_body(code, kind, message, request_id) -- the one error shap
     encode_string(repaired(kind)), code, encode_string(repaired(request_id)))
 end
 
-paddock = { meter = meter, unpacker = unpacker, clean_status = clean_status, error_body = error_body }
+paddock = { meter = meter, inflater = inflater, clean_status = clean_status, error_body = error_body }
 
 -- Envoy's two calls --------------------------------------------------------------------------------------------------------
 -- A request comes here admitted: policy's grant is in the metadata of ext_authz, which no client can write. What the grant
@@ -1310,28 +1310,28 @@ local function since(handle, grant) -- microseconds
   return tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND)) - grant.started_at
 end
 
-local function feed(meter, bytes, final, unpacked)
-  if not unpacked then return meter:feed(bytes, final) end
-  bytes = unpacked(bytes)
+local function feed(meter, bytes, final, inflate)
+  if not inflate then return meter:feed(bytes, final) end
+  bytes = inflate(bytes)
   return meter:feed(bytes, final) or bytes
 end
 
--- The meter fails on no input; should it, or should what came packed be damaged, nothing more passes, and the reading says
--- that nothing was read.
-local function guarded(handle, meter, bytes, final, unpacked)
+-- The meter fails on no input; should it, or should a compressed answer be damaged, nothing more passes, and the reading
+-- says that nothing was read.
+local function guarded(handle, meter, bytes, final, inflate)
   if meter.broken then return "" end
-  local fine, instead = pcall(feed, meter, bytes, final, unpacked)
+  local fine, instead = pcall(feed, meter, bytes, final, inflate)
   if fine then return instead end
-  handle:logErr(unpacked and "a packed answer could not be read" or "the meter failed")
+  handle:logErr(inflate and "a compressed answer could not be read" or "the meter failed")
   meter.broken, meter.readable = true, false
   meter.usage = function() return { readable = false } end
   return ""
 end
 
-local function read_document(handle, text, grant, meter, status, unpacked)
+local function read_document(handle, text, grant, meter, status, inflate)
   local body = handle:body()
   local ttft = since(handle, grant)
-  local instead = guarded(handle, meter, body and body:getBytes(0, body:length()) or "", true, unpacked)
+  local instead = guarded(handle, meter, body and body:getBytes(0, body:length()) or "", true, inflate)
   if meter.broken then instead = meter.fault end
   if instead and body then
     body:setBytes(instead)
@@ -1340,7 +1340,7 @@ local function read_document(handle, text, grant, meter, status, unpacked)
   settle(handle, text, reading(meter, grant, status, ttft))
 end
 
-local function read_stream(handle, text, grant, meter, status, length, unpacked)
+local function read_stream(handle, text, grant, meter, status, length, inflate)
   local seen, noted, settled, told = 0, 0, false, false
   local ttft, last, tail
   note(handle, "deltas", 0)
@@ -1350,7 +1350,7 @@ local function read_stream(handle, text, grant, meter, status, length, unpacked)
     local final = size == 0 or seen == length -- Envoy hands over an empty piece at the end, and nowhere else
     local bytes = size > 0 and chunk:getBytes(0, size) or ""
     ttft = ttft or since(handle, grant)
-    local instead = guarded(handle, meter, bytes, final, unpacked)
+    local instead = guarded(handle, meter, bytes, final, inflate)
     if instead then chunk:setBytes(instead) end
     if meter.deltas ~= noted then
       noted = meter.deltas
@@ -1370,7 +1370,7 @@ local function read_stream(handle, text, grant, meter, status, length, unpacked)
   end
   if settled then return end
   -- It ended with a piece that was not empty, or by trailers, and then that piece is gone.
-  local instead = guarded(handle, meter, "", true, unpacked)
+  local instead = guarded(handle, meter, "", true, inflate)
   if instead and last then pcall(last.setBytes, last, tail .. instead) end
   settle(handle, text, reading(meter, grant, status, ttft))
 end
@@ -1386,12 +1386,12 @@ function envoy_on_response(handle)
     endpoint = endpoint, cap = tonumber(cap), hide_usage = hide == "1", prompt_tokens = tonumber(estimate),
     started_at = tonumber(started), request_id = id or "",
   }
-  local meter, unpacked
+  local meter, inflate
   if not endpoint then status = 502 end
   if status > 199 and status < 300 then
     local encoding = headers:get("content-encoding") or ""
-    unpacked = encoding ~= "" and paddock.unpacker(encoding)
-    if unpacked then
+    inflate = encoding ~= "" and paddock.inflater(encoding)
+    if inflate then
       headers:remove("content-encoding")
       encoding = ""
     end
@@ -1404,9 +1404,9 @@ function envoy_on_response(handle)
   if not meter then return replace(handle, text, grant, status) end
   local length = tonumber(headers:get("content-length") or "")
   if not meter.streams and length and length <= WHOLE then
-    return read_document(handle, text, grant, meter, status, unpacked)
+    return read_document(handle, text, grant, meter, status, inflate)
   end
   -- What is taken out or put in makes a stated length wrong.
   headers:remove("content-length")
-  read_stream(handle, text, grant, meter, status, length, unpacked)
+  read_stream(handle, text, grant, meter, status, length, inflate)
 end

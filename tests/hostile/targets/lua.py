@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.envoy.inflating import agrees_with_zlib
 from tests.envoy.lua_meter import pair_for
-from tests.envoy.unpacking import agrees_with_zlib
 from tests.hostile.targets.cutting import chance, cuttings
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def both_meters_say_the_same(data: bytes) -> None:
             meter.feed(chunk, number == len(chunks))
 
 
-def what_is_unpacked_is_what_zlib_makes_of_it(data: bytes) -> None:
+def what_is_inflated_is_what_zlib_makes_of_it(data: bytes) -> None:
     """The same bytes in every cut; where zlib finds damage, what comes is bounded."""
     for encoding in ("gzip", "deflate"):
         for chunks in cuttings(data):
             agrees_with_zlib(encoding, chunks)
 
 
-TARGETS: tuple[Callable[[bytes], None], ...] = (both_meters_say_the_same, what_is_unpacked_is_what_zlib_makes_of_it)
+TARGETS: tuple[Callable[[bytes], None], ...] = (both_meters_say_the_same, what_is_inflated_is_what_zlib_makes_of_it)

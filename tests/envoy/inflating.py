@@ -1,4 +1,4 @@
-"""Envoy's unpacker, and what must be said of it beside zlib."""
+"""The inflater of Envoy's script, and what must be said of it beside zlib."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 GROWTH, SLACK = 100, 65536  # as in envoy/meter.lua
 
 
-def unpacker(encoding: str) -> Callable[[bytes], bytes] | None:
-    found: Callable[[bytes], bytes] | None = function(b"paddock.unpacker")(encoding.encode())
+def lua_inflater(encoding: str) -> Callable[[bytes], bytes] | None:
+    found: Callable[[bytes], bytes] | None = function(b"paddock.inflater")(encoding.encode())
     return found
 
 
-def unpack(encoding: str, pieces: Iterable[bytes]) -> bytes:
-    reads = unpacker(encoding)
+def inflate(encoding: str, pieces: Iterable[bytes]) -> bytes:
+    reads = lua_inflater(encoding)
     assert reads is not None
     return b"".join(reads(piece) for piece in pieces)
 
@@ -35,7 +35,7 @@ def agrees_with_zlib(encoding: str, pieces: list[bytes]) -> None:
     with suppress(ValueError):
         expected = b"".join(reader.pieces(data))
         ended = reader._stream is not None and reader._stream.eof
-    reads = unpacker(encoding)
+    reads = lua_inflater(encoding)
     assert reads is not None
     given: list[bytes] = []
     try:

@@ -1,4 +1,4 @@
-"""An upstream that compresses though nobody asked: Envoy's meter unpacks it, and reads and edits it like any answer.
+"""An upstream that compresses though nobody asked: Envoy's meter decompresses it, and reads and edits it as any answer.
 That the figures are right, in both modes of metering, is in `test_metering.py`."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Envoy's meter unpacks, beside zlib and the reader of processor: in every cut, with every kind of block."""
+"""What Envoy's meter decompresses, beside zlib and the reader of processor: in every cut, with every kind of block."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processor.decoding import inflater
-from tests.envoy import unpacking
+from tests.envoy import inflating
+from tests.envoy.inflating import agrees_with_zlib, lua_inflater
 from tests.envoy.lua_meter import LuaError
-from tests.envoy.unpacking import agrees_with_zlib, unpacker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +27,8 @@ WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15, "bare": -15}
 STRATEGIES = [zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_FILTERED]
 
 
-def unpack(encoding: str, pieces: Iterable[bytes]) -> bytes:
-    return unpacking.unpack(encoding.replace("bare", "deflate"), pieces)
+def inflate(encoding: str, pieces: Iterable[bytes]) -> bytes:
+    return inflating.inflate(encoding.replace("bare", "deflate"), pieces)
 
 
 def pack(encoding: str, data: bytes, level: int = 6, strategy: int = 0) -> bytes:
@@ -47,22 +47,22 @@ def cut(data: bytes, size: int) -> list[bytes]:
 def test_all_that_zlib_packs(encoding: str, strategy: int, level: int, data: bytes) -> None:
     packed = pack(encoding, data, level, strategy)
     for size in (997, 16_384):
-        assert unpack(encoding, cut(packed, size)) == data
+        assert inflate(encoding, cut(packed, size)) == data
 
 
 @pytest.mark.parametrize("encoding", WBITS)
 def test_every_cut(encoding: str) -> None:
     packed = pack(encoding, LINES[:700])
     for place in range(len(packed) + 1):
-        assert unpack(encoding, [packed[:place], b"", packed[place:]]) == LINES[:700]
-    assert unpack(encoding, cut(packed, 1)) == LINES[:700]
+        assert inflate(encoding, [packed[:place], b"", packed[place:]]) == LINES[:700]
+    assert inflate(encoding, cut(packed, 1)) == LINES[:700]
 
 
 @pytest.mark.parametrize("encoding", WBITS)
 def test_a_line_is_there_when_it_came(encoding: str) -> None:
     """What a stream flushes is given on at once, not when the next piece comes."""
     packer = zlib.compressobj(wbits=WBITS[encoding])
-    reads = unpacker(encoding.replace("bare", "deflate"))
+    reads = lua_inflater(encoding.replace("bare", "deflate"))
     assert reads
     for number in range(50):
         assert reads(packer.compress(LINE % number) + packer.flush(zlib.Z_SYNC_FLUSH)) == LINE % number
@@ -74,22 +74,22 @@ def test_a_gzip_file_of_many_members_with_all_that_a_head_may_have() -> None:
     named += gzip.compress(b"two")[10:]
     packed = gzip.compress(b"one") + named + gzip.compress(b"") + gzip.compress(LINES)
     for size in (1, 5, len(packed)):
-        assert unpack("gzip", cut(packed, size)) == b"onetwo" + LINES
+        assert inflate("gzip", cut(packed, size)) == b"onetwo" + LINES
 
 
 def test_after_the_end_of_deflate_nothing_is_read() -> None:
     for encoding in ("deflate", "bare"):
-        assert unpack(encoding, [pack(encoding, b"all") + b"more", b"and more"]) == b"all"
+        assert inflate(encoding, [pack(encoding, b"all") + b"more", b"and more"]) == b"all"
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", "br", "zstd", "gzip, gzip", "gzip, br", "gzipped", " ", ","])
-def test_what_is_not_unpacked(encoding: str) -> None:
-    assert unpacker(encoding) is None
+def test_what_is_not_decompressed(encoding: str) -> None:
+    assert lua_inflater(encoding) is None
 
 
 @pytest.mark.parametrize("encoding", ["GZIP", " gzip ", "identity, gzip", "x-gzip,", "Deflate"])
 def test_the_spellings_that_processor_knows_too(encoding: str) -> None:
-    assert unpacker(encoding)
+    assert lua_inflater(encoding)
     assert inflater(encoding)
 
 
@@ -114,16 +114,16 @@ def test_the_spellings_that_processor_knows_too(encoding: str) -> None:
 )
 def test_what_is_damaged_raises(encoding: str, packed: bytes) -> None:
     with pytest.raises(LuaError):
-        unpack(encoding, [packed])
+        inflate(encoding, [packed])
     with pytest.raises(LuaError):
-        unpack(encoding, cut(packed, 1))
+        inflate(encoding, cut(packed, 1))
 
 
 @pytest.mark.parametrize("encoding", WBITS)
 def test_what_grows_beyond_measure_raises(encoding: str) -> None:
     bomb = pack(encoding, bytes(50 << 20))
     given_out = 0
-    reads = unpacker(encoding.replace("bare", "deflate"))
+    reads = lua_inflater(encoding.replace("bare", "deflate"))
     assert reads
     with pytest.raises(LuaError):
         for piece in cut(bomb, 4096):
@@ -137,7 +137,7 @@ def test_anything_in_any_cut(data: bytes, places: list[int], encoding: str) -> N
     for size in places:
         pieces.append(packed[:size])
         packed = packed[size:]
-    assert unpack(encoding, [*pieces, packed]) == data + data
+    assert inflate(encoding, [*pieces, packed]) == data + data
 
 
 @given(
