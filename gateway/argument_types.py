@@ -29,7 +29,7 @@ class figure:  # noqa: N801, RUF100  # argparse shows a type by its name
         return _whole(text, self._low, self._high, also)
 
 
-class count:  # noqa: N801, RUF100  # as above
+class count:  # noqa: N801, RUF100  # argparse shows a type by its name
     """A number from 1 up, written as a limit is."""
 
     def __init__(self, largest: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import redis.asyncio as redis
 
-from policy.stores.redis import LEASE_MS, RedisStore
+from policy.stores.redis import LEASE_MS, STANDING, RedisStore
 from policy.stores.redis_link import Link
 from tests.stores.counting import NOW, admit, grant, key, plan, used
 
@@ -80,7 +80,7 @@ def test_a_server_that_keeps_slots_apart_is_asked_shard_by_shard(valkey_cluster:
         counters = RedisStore(Link(url, redis.Redis.from_url(url), 5.0), epoch="test")
         try:
             assert await counters.overdue() == list(range(64))
-            assert await counters._link.over_all(None, (), ()) is None  # type: ignore[arg-type]  # it remembers
+            assert await counters._link.over_all(STANDING, (), ()) is None, "it is not asked a second time"
         finally:
             await counters.close()
 
