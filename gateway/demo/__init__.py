@@ -30,7 +30,7 @@ gateway. They are prompt words as any other and count as such, but are not echoe
 `!merge`           send several lines in one write
 `!gzip`            compress the answer, if the client accepts gzip
 `!gzip-always`     compress it whoever asks, as a careless proxy before Ollama may
-`!claim-br`        say that the answer is packed with brotli, which it is not
+`!claim-br`        say that the answer is compressed with brotli, which it is not
 `!claim-gzip`      the same of gzip
 =================  ====================================================================================================
 

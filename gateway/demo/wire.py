@@ -110,8 +110,8 @@ class Channel:
         self._content_type = content_type
         self._extra = extra
         self._crlf = controls.crlf and content_type == EVENT_STREAM
-        packs = controls.gzip_always or (controls.gzip and self._takes_gzip)
-        self._deflate = zlib.compressobj(wbits=31) if packs else None
+        compresses = controls.gzip_always or (controls.gzip and self._takes_gzip)
+        self._deflate = zlib.compressobj(wbits=31) if compresses else None
         self._plain = not (self._crlf or self._deflate or controls.split or controls.merge)
 
     async def _start(self, status: int, content_type: str, extra: Headers = ()) -> None:
