@@ -90,7 +90,9 @@ async def serve(settings: PolicySettings) -> None:
             observe = tracing.observe(observe)
         hashing = stack.enter_context(Hashing(observer=metrics))
         postgres = await stack.enter_async_context(Postgres.open(database))
-        store = await redis.open_store(settings.redis_url.get_secret_value(), epoch=secrets.token_hex(8))
+        store = await redis.open_store(
+            settings.redis_url.get_secret_value(), epoch=secrets.token_hex(8), kept=settings.refusal_rows
+        )
         stack.push_async_callback(store.close)
         counters = TimedCounters(store, observe)
         tables = LedgerTables(database)
@@ -115,7 +117,7 @@ async def serve(settings: PolicySettings) -> None:
         speeds = Speeds()
         ledger = Ledger(
             counters, TimedRows(tables, observe), retention_days=settings.retention_days,
-            kept=redis.REFUSALS_KEPT, observer=metrics, speeds=speeds,
+            observer=metrics, speeds=speeds,
         )  # fmt: skip
         journal = Journal(counters, speeds)
         evaluator = Evaluator(

@@ -41,6 +41,12 @@ class PolicySettings(SharedSettings):
     retention_days: int = Field(
         default=400, ge=1, description="Audit rows older than this are dropped, a month's partition at a time."
     )
+    refusal_rows: int = Field(
+        default=300,
+        ge=1,
+        description="Refusals of one client address and minute that have audit rows of their own; "
+        "those beyond share one, with their number.",
+    )
     session_secret: SecretStr = Field(
         default=SecretStr(""),
         description="The secret that browser sessions are signed from, 32 bytes or more, the same for all policies. "

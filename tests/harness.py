@@ -175,6 +175,14 @@ class Gateway:
 
         return eventually(row, patience=patience)
 
+    def refusals_past_rate(self) -> int:
+        """Refusals that were counted and have no row of their own."""
+        (shared,) = self.sql("SELECT sum(requests)::bigint AS n FROM audit WHERE reason = 'refusals_past_rate'")
+        with self.redis() as store:
+            fields = [field for name in store.keys("pd:*:refused") for field in store.hgetall(name).items()]
+        # Those of a minute that is not over stand in the store, beside how many have had rows.
+        return (shared["n"] or 0) + sum(int(count) for name, count in fields if text(name)[0].isdigit())
+
     def close(self) -> None:
         for client in self._clients:
             client.close()
@@ -222,7 +230,11 @@ def running(
             metering=metering,
             on_death=OnDeath.RESTART if restart else OnDeath.LEAVE,
             log_bytes=log_bytes,
-            environment={"PADDOCK_DISCOVERY_INTERVAL_SECONDS": "1", **environment},
+            environment={
+                "PADDOCK_DISCOVERY_INTERVAL_SECONDS": "1",
+                "PADDOCK_REFUSAL_ROWS": "1000000",  # and a test looks for rows that another's flood would take
+                **environment,
+            },
         )
         with Instance(config) as instance:
             gateway = Gateway(instance, upstream, directory)

@@ -22,7 +22,7 @@ from policy.rules.speeds import Speeds
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policy.rules.events import Finished, Progress
+    from policy.rules.events import Entry, Finished, Progress
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ BYTES_PER_TOKEN = 5  # of an answer that came whole
 class Events(Protocol):
     """Where events are written, and reservations settled."""
 
-    async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int: ...
+    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int: ...
     async def settle(self, grant: Grant, settlement: Settlement) -> str: ...
     async def renew(self, tenant_shard: int, progress: Iterable[tuple[str, int]]) -> None: ...
     def shard_of(self, tenant_id: int | None, address: str) -> int: ...
@@ -55,10 +55,12 @@ class Journal:
         """Requests that are left to their processors for a moment."""
         return len(self._open)
 
-    async def write(self, entries: Iterable[Finished]) -> None:
+    async def write(self, entries: Iterable[Finished], *, again: bool = False) -> int:
         """Write entries as events, one store call per shard; waits for a store that is down, since no entry may be
-        lost, and Envoy keeps what it has not yet sent."""
-        shards: dict[int, list[tuple[str, bool, str]]] = {}
+        lost, and Envoy keeps what it has not yet sent. `again`: they are out of Envoy's file, in case the stream lost
+        some. Returns how many were news."""
+        news = 0
+        shards: dict[int, list[Entry]] = {}
         for entry in entries:
             if entry.grant and entry.metered:
                 await self._settle_metered(entry)
@@ -66,14 +68,15 @@ class Journal:
                 self._open.append((time.monotonic() + GRACE_SECONDS, entry))
             if not entry.counted:
                 shard = self._events.shard_of(entry.tenant_id, entry.address)
-                shards.setdefault(shard, []).append((entry.address, entry.refused and not entry.recorded, entry.event))
+                shards.setdefault(shard, []).append(entry.entry)
         for shard, found in shards.items():
             while True:
                 try:
-                    await self._events.log(shard, found)
+                    news += await self._events.log(shard, found, again=again)
                     break
                 except StoreDown:
                     await asyncio.sleep(STORE_SECONDS)
+        return news
 
     async def renew(self, progress: Iterable[Progress]) -> None:
         """Keep the leases of answers that are still on their way. One missed renewal is none."""

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import traceback
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -83,16 +84,15 @@ class _Unobserved:
 
 
 class Ledger:
-    """Carries events to rows while it leads. `kept` refusals of an address and minute have rows of their own."""
+    """Carries events to rows while it leads."""
 
     def __init__(
-        self, events: Events, rows: Rows, *, retention_days: int, kept: int, observer: Observer | None = None,
+        self, events: Events, rows: Rows, *, retention_days: int, observer: Observer | None = None,
         speeds: Speeds | None = None,
     ) -> None:  # fmt: skip
         self._events = events
         self._rows = rows
         self._retention_days = retention_days
-        self._kept = kept
         self._observer = observer or _Unobserved()
         self._speeds = speeds or Speeds()
         self._kept_house = 0.0
@@ -210,13 +210,18 @@ class Ledger:
         return seen + self._speeds.produced(one.identity.model, seconds, max(one.cap - seen, 0))
 
     async def count_refusals(self) -> None:
-        """Write one row for each address and minute that had more refusals than have rows of their own."""
-        for shard in range(len(await self._events.backlog())):
-            over = await self._events.refusals(shard)
-            past = [(*_minute_and_address(name), count - self._kept) for name, count in over.items()]
-            past = [row for row in past if row[2] > 0]
-            if past:
-                await self._rows.count_refusals(past)
+        """Write one row for each address and minute that had more refusals than have rows of their own.
+
+        An address may have them in several shards. They are added up before any is forgotten: who does this again
+        finds the same or less, and a row never falls.
+        """
+        shards = [await self._events.refusals(shard) for shard in range(len(await self._events.backlog()))]
+        past: Counter[str] = Counter()
+        for over in shards:
+            past.update(over)
+        if past:
+            await self._rows.count_refusals([(*_minute_and_address(name), count) for name, count in past.items()])
+        for shard, over in enumerate(shards):
             if over:
                 await self._events.forget_refusals(shard, list(over))
 

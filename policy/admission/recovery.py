@@ -50,7 +50,7 @@ class Told(Protocol):
 class Writer(Protocol):
     """Takes down finished requests."""
 
-    async def write(self, entries: Iterable[Finished]) -> None: ...
+    async def write(self, entries: Iterable[Finished], *, again: bool = False) -> int: ...
 
 
 class Recovery:
@@ -105,8 +105,10 @@ class Recovery:
         if not missing:
             return
         counted = await self._told.counted({_counted_in(entry) for entry in missing if entry.refused})
-        await self._writer.write(entry for entry in missing if not (entry.refused and _counted_in(entry) in counted))
-        log.info("recovered", extra={"requests": len(missing)})
+        missing = [entry for entry in missing if not (entry.refused and _counted_in(entry) in counted)]
+        news = await self._writer.write(missing, again=True)
+        if news:
+            log.info("recovered", extra={"requests": news})
 
 
 def _counted_in(entry: Finished) -> tuple[int, str]:

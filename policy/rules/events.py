@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 if TYPE_CHECKING:
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 _TIME = re.compile(r"[0-9]{1,16}", re.ASCII)  # microseconds since the epoch, for the next two centuries
 LONGEST_TEXT = 1000  # characters of any text in an event: what is longer was written by somebody who means no good
+
+
+class Entry(NamedTuple):
+    """What the counter store takes down of a finished request."""
+
+    address: str
+    refused: bool  # a refusal that policy did not record: past a rate it is only counted
+    request: str  # tells it from all others
+    event: str  # JSON for the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,12 @@ class Finished:
     metered: bool = False  # by Envoy's own meter: no processor will settle it
     used: str = ""  # what that meter read at the end of the answer; see `policy.rules.metering`
     deltas: int | None = None  # how many pieces of content it saw pass; None where no answer came
+
+    @property
+    def entry(self) -> Entry:
+        """A client may have chosen the id of a request that Envoy refused early, but not when it came."""
+        refused = self.refused and not self.recorded
+        return Entry(self.address, refused, f"{self.request_id} {self.started_at}", self.event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ for _, s in ipairs(scopes) do
   if s.keep and s.keep > 0 then redis.call('PEXPIRE', s.key, s.keep) end
 end
 
-if verdict ~= 'ok' or mode == 'deny' then reply[7] = flooded(KEYS[7], now, ARGV[27], ARGV[28]) end
+if verdict ~= 'ok' or mode == 'deny' then reply[7] = flooded(KEYS[7], now, ARGV[27], ARGV[28], 'request') end
 if reply[7] == 0 then redis.call('XADD', KEYS[5], '*', 'k', 'admit', 'v', verdict, 'e', ARGV[12]) end
 reply[1], reply[2], reply[3] = verdict, wait, cap
 return reply

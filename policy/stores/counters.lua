@@ -162,10 +162,13 @@ local function settled(fields)
   return prompt + completion, tonumber(fields[4]), identity.t, identity.k
 end
 
--- Count a refusal; 1 where its address has had so many this minute that it gets no row of its own.
-local function flooded(refusals, now, address, most)
-  local field = string.format('%d|%s', now / 60000, address)
-  return redis.call('HINCRBY', refusals, field, 1) > tonumber(most) and 1 or 0
+-- Count a refusal; 1 where its address has had so many of its kind this minute that it gets no row of its own. Those are
+-- counted beside, under the minute and the address alone: that count is what the ledger writes down.
+local function flooded(refusals, now, address, most, kind)
+  local minute = string.format('%d|%s', now / 60000, address)
+  if redis.call('HINCRBY', refusals, kind .. '|' .. minute, 1) <= tonumber(most) then return 0 end
+  redis.call('HINCRBY', refusals, minute, 1)
+  return 1
 end
 
 -- Tokens per byte of prompt, times 10 000, as this shard has learned them of a model. The start is a careful one: about

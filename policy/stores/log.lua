@@ -1,17 +1,32 @@
 -- Take down what Envoy's access log says of finished requests. Refusals past a rate are counted, not kept.
 --
--- KEYS: 1 events, 2 refusals per address and minute, 3 about
--- ARGV: 1 clock override, 2 refusals kept per address and minute, 3 epoch candidate, then triples: client address,
---       '1' for a refusal that policy did not record, event JSON
--- Returns how many were only counted.
+-- KEYS: 1 events, 2 refusals per address and minute, 3 about, 4 refusals told of late (zset, by time)
+-- ARGV: 1 clock override, 2 refusals kept per address and minute, 3 epoch candidate, 4 '1' where this is read again from
+--       a file, then fours: client address, '1' for a refusal that policy did not record, what names the request, event JSON
+-- Returns how many were news. A refusal is told of once, whether it came by the stream, by a call that was repeated or out
+-- of the file: of those past the rate nothing else would be known. A flood may fill that memory; then the stream is
+-- believed and the file is not.
+local REMEMBERED_MS, REMEMBERED = 120000, 200000
 local now = clock(ARGV[1])
-local counted = 0
+local news = 0
+
+local function told(request)
+  if redis.call('ZSCORE', KEYS[4], request) then return true end
+  if redis.call('ZCARD', KEYS[4]) >= REMEMBERED then return ARGV[4] == '1' end
+  redis.call('ZADD', KEYS[4], now, request)
+  return false
+end
+
 epoch_of(KEYS[3], redis.call('HGET', KEYS[3], 'epoch'), ARGV[3])
-for i = 4, #ARGV, 3 do
-  if ARGV[i + 1] == '1' and flooded(KEYS[2], now, ARGV[i], ARGV[2]) == 1 then
-    counted = counted + 1
-  else
-    redis.call('XADD', KEYS[1], '*', 'k', 'log', 'e', ARGV[i + 2])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - REMEMBERED_MS)
+for i = 5, #ARGV, 4 do
+  local refused = ARGV[i + 1] == '1'
+  if not (refused and told(ARGV[i + 2])) then
+    news = news + 1
+    if not (refused and flooded(KEYS[2], now, ARGV[i], ARGV[2], 'request') == 1) then
+      redis.call('XADD', KEYS[1], '*', 'k', 'log', 'e', ARGV[i + 3])
+    end
   end
 end
-return counted
+redis.call('PEXPIRE', KEYS[4], REMEMBERED_MS)
+return news

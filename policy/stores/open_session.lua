@@ -47,4 +47,4 @@ if verdict == 'ok' then
   return {verdict, 0, 0}
 end
 
-return {verdict, wait, flooded(KEYS[5], now, ARGV[7], ARGV[8])}
+return {verdict, wait, flooded(KEYS[5], now, ARGV[7], ARGV[8], 'session')}

@@ -28,6 +28,7 @@ from policy.stores.redis_link import Script, connect
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from policy.rules.events import Entry
     from policy.rules.grant import Grant
     from policy.rules.settlement import Known, Settlement
     from policy.stores.redis_link import Link
@@ -53,7 +54,7 @@ def shard_of_address(address: str) -> int:
 class Keys:
     """Key names of one shard."""
 
-    __slots__ = ("about", "events", "leases", "progress", "refusals", "reservations", "tag")
+    __slots__ = ("about", "events", "leases", "progress", "refusals", "reservations", "tag", "told")
 
     def __init__(self, shard: int) -> None:
         self.tag = f"pd:{{s{shard:02d}}}:"
@@ -63,6 +64,7 @@ class Keys:
         self.about = self.tag + "about"
         self.progress = self.tag + "prog"
         self.refusals = self.tag + "refused"
+        self.told = self.tag + "told"
 
     def tenant(self, tenant_id: int) -> str:
         return f"{self.tag}t:{tenant_id}"
@@ -200,16 +202,18 @@ class RedisStore:
             for i in range(0, len(reply), 5)
         ]
 
-    async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int:
-        """Write access-log events: (client address, a refusal that policy did not record, event JSON). Returns how many
-        were past the rate and only counted."""
+    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int:
+        """Write access-log events. `again`: they come out of a file, and most were told already. Returns how many were
+        not."""
         keys = KEYS[shard]
         flat: list[str] = []
-        for address, refused, event in entries:
-            flat += (neighbourhood(address), "1" if refused else "0", event)
+        for entry in entries:
+            flat += (neighbourhood(entry.address), "1" if entry.refused else "0", entry.request, entry.event)
         return int(
             await self._link.script(
-                LOG, (keys.events, keys.refusals, keys.about), (self.clock, self._kept, self._epoch, *flat)
+                LOG,
+                (keys.events, keys.refusals, keys.about, keys.told),
+                (self.clock, self._kept, self._epoch, "1" if again else "0", *flat),
             )
         )
 
@@ -258,7 +262,7 @@ class RedisStore:
         return await self._link.all(lambda pipeline: [pipeline.xlen(keys.events) for keys in KEYS])
 
     async def refusals(self, shard: int) -> dict[str, int]:
-        """Refusals per "minute|address" of the minutes that are over, those with rows of their own included."""
+        """Refusals past the rate per "minute|address", of the minutes that are over."""
         found = await self._link.script(REFUSED, (KEYS[shard].refusals,), (self.clock,))
         return {found[i].decode("utf-8", "replace"): int(found[i + 1]) for i in range(0, len(found), 2)}
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import redis
 
-from policy.stores.redis import REFUSALS_KEPT
 from tests import harness
 
 if TYPE_CHECKING:
@@ -177,11 +176,9 @@ def settle_down(gateway: harness.Gateway, patience: float = 60.0) -> Books:
         rows[row["request_id"]].append(row)
     daily = gateway.sql("SELECT sum(prompt_tokens + completion_tokens)::bigint AS tokens FROM usage_daily")
     counter = sum(int(store.hget(name, "tot") or 0) for name in names if ":t:" in name)
-    # Those of a minute that is not over stand in the store.
-    shared = gateway.sql("SELECT sum(requests)::bigint AS n FROM audit WHERE reason = 'refusals_past_rate'")
-    refused = [int(count) for name in names if name.endswith(":refused") for count in store.hvals(name)]
-    counted = (shared[0]["n"] or 0) + sum(max(count - REFUSALS_KEPT, 0) for count in refused)
-    return Books(dict(rows), dict(upstream), daily[0]["tokens"] or 0, counter, open_, waiting, counted)
+    return Books(
+        dict(rows), dict(upstream), daily[0]["tokens"] or 0, counter, open_, waiting, gateway.refusals_past_rate()
+    )
 
 
 def check(storm: Storm, books: Books) -> Iterator[str]:

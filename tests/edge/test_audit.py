@@ -7,8 +7,6 @@ import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import pytest
-
 from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
@@ -141,23 +139,3 @@ def test_no_path_keeps_its_neighbours_out_of_the_log(gateway: Gateway) -> None:
         assert row["status"] in (200, 400, 403)
         assert "\0" not in row["endpoint"]
     assert gateway.sql("SELECT * FROM ledger_quarantine") == []
-
-
-@pytest.mark.parametrize("count", [400])
-def test_a_flood_of_refusals_is_counted(gateway: Gateway, count: int) -> None:
-    """Past the rate, refusals of an address share one row a minute."""
-    http = gateway.http()
-    before = rows_of_refusals(gateway)
-    for _ in range(count):
-        assert http.post("/api/chat", content=b"{}").status_code == 401
-    eventually(lambda: rows_of_refusals(gateway) > before)
-    import time
-
-    time.sleep(2)
-    assert rows_of_refusals(gateway) - before <= 2 * 300 + 5  # the minute may change meanwhile
-
-
-def rows_of_refusals(gateway: Gateway) -> int:
-    rows = gateway.sql("SELECT count(*) AS n FROM audit WHERE decision = 'denied' AND address = '127.0.0.1'")
-    count: int = rows[0]["n"]
-    return count

@@ -18,6 +18,7 @@ from policy.rules.speeds import Speeds
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from policy.rules.events import Entry
     from policy.rules.settlement import Settlement
 
 GRANT = Grant("r", 1, Duty.METER, "/api/chat", "m", True, 7, "acme", 9, "nz_abcdefghi", "epoch", 12, 100)
@@ -29,16 +30,19 @@ class Store:
     def __init__(self) -> None:
         self.down = 0
         self.logged: dict[int, list[tuple[str, bool, str]]] = {}
+        self.again: list[bool] = []
         self.renewed: dict[int, list[tuple[str, int]]] = {}
         self.settled: list[tuple[Grant, Settlement]] = []
 
     def shard_of(self, tenant_id: int | None, address: str) -> int:
         return -1 if tenant_id is None else tenant_id
 
-    async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int:
+    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int:
         self._answer()
-        self.logged.setdefault(shard, []).extend(entries)
-        return 0
+        entries = list(entries)
+        self.logged.setdefault(shard, []).extend((entry.address, entry.refused, entry.event) for entry in entries)
+        self.again.append(again)
+        return len(entries)
 
     async def renew(self, tenant_shard: int, progress: Iterable[tuple[str, int]]) -> None:
         self._answer()
@@ -173,9 +177,9 @@ def test_a_reading_that_no_processor_took_is_settled_as_it_is() -> None:
 
 def test_it_is_settled_before_its_entry_is_written() -> None:
     class Ordered(Store):
-        async def log(self, shard: int, entries: Iterable[tuple[str, bool, str]]) -> int:
+        async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int:
             assert self.settled, "an entry says that its request is settled"
-            return await super().log(shard, entries)
+            return await super().log(shard, entries, again=again)
 
     asyncio.run(Journal(Ordered()).write([by_envoy(used=READ)]))
 

@@ -56,7 +56,7 @@ class Rows:
 def swept(*ones: Expired, speeds: Speeds | None = None, unsent: frozenset[str] = frozenset()) -> dict[str, Settlement]:
     events: Any = Events(list(ones))
     rows: Any = Rows(unsent)
-    asyncio.run(Ledger(events, rows, retention_days=1, kept=1, speeds=speeds).sweep())
+    asyncio.run(Ledger(events, rows, retention_days=1, speeds=speeds).sweep())
     found: dict[str, Settlement] = events.settled
     return found
 
@@ -107,4 +107,4 @@ def test_a_new_policy_lets_running_answers_renew_their_leases_first() -> None:
     events: Any = Events([])
     rows: Any = Rows()
     before = time.monotonic()
-    assert Ledger(events, rows, retention_days=1, kept=1)._swept >= before + books.RENEWED_SECONDS
+    assert Ledger(events, rows, retention_days=1)._swept >= before + books.RENEWED_SECONDS

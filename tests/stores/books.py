@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from policy.admission.ledger import Ledger
+from policy.rules.events import Entry
 from policy.rules.grant import Duty, Grant
 from policy.rules.judgement import Mode, Plan
 from policy.rules.limits import Limits
@@ -42,7 +43,7 @@ async def books(database: str, valkey: Valkey) -> AsyncIterator[tuple[Ledger, Re
     tables = LedgerTables(database)
     try:
         await store.ask("FLUSHALL")
-        ledger = Ledger(store, tables, retention_days=400, kept=3)
+        ledger = Ledger(store, tables, retention_days=400)
         assert await tables.lead()
         yield ledger, store, tables
     finally:
@@ -74,8 +75,13 @@ async def served(store: RedisStore, number: int, prompt: int = 10, completion: i
     assert tally is not None and tally.refused is None
     given = grant(asked, tally)
     await store.settle(given, Settlement(prompt, completion, exact=True, event={"st": 200, "outcome": "completed"}))
-    await store.log(7, [("192.0.2.1", False, json.dumps({**LOG, "id": asked.request_id, "s": str(asked.started_at)}))])
+    await store.log(7, [entry({**LOG, "id": asked.request_id, "s": str(asked.started_at)})])
     return given
+
+
+def entry(event: dict[str, Any], *, refused: bool = False) -> Entry:
+    """What the journal makes of a line of Envoy's log."""
+    return Entry(event["addr"], refused, f"{event['id']} {event['s']}", json.dumps(event))
 
 
 async def carry(ledger: Ledger) -> None:

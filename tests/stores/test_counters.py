@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policy.rules.decision import Reason
+from policy.rules.events import Entry
 from policy.rules.judgement import Mode
 from policy.rules.limits import Limits
 from policy.rules.settlement import Known, Seed
@@ -189,7 +190,10 @@ def test_refusals_past_the_rate_are_only_counted_for_a_network(valkey: Valkey) -
         assert [tally.recorded for tally in refused] == [True, True, True, False, False]
         other = await admit(counters, plan("other", key(Limits(rpm=0)), address="2001:db8:0:2::1", cap=0))
         assert other.recorded
-        assert await counters.log(7, [("2001:db8:0:1::9", True, "{}"), ("2001:db8:0:1::9", False, "{}")]) == 1
+        lines = [Entry("2001:db8:0:1::9", refused, f"r{refused} 1", "{}") for refused in (True, False)]
+        before = await counters.backlog()
+        assert await counters.log(7, lines) == 2
+        assert sum(await counters.backlog()) == sum(before) + 1
         await counters.close()
 
     asyncio.run(scenario())

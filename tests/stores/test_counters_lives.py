@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from policy.rules.events import Entry
 from policy.rules.faults import StoreDown
 from policy.rules.limits import Limits
 from policy.rules.settlement import Known, Seed
@@ -80,7 +81,7 @@ def test_a_ledger_that_is_far_behind_lets_nobody_in(store: Open) -> None:
 
     async def scenario() -> None:
         async with store() as counters:
-            await counters.log(7, [("192.0.2.1", False, "{}")] * 2001)
+            await counters.log(7, [Entry("192.0.2.1", False, "r 1", "{}")] * 2001)
             with pytest.raises(StoreDown, match="behind"):
                 await counters.admit(plan(1, key()), NOTHING)
             found = await counters.events(7, 1)

@@ -7,21 +7,26 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policy.admission.ledger import UNSEEN_SECONDS
 from policy.rules.decision import Reason
 from policy.rules.events import read
+from policy.rules.faults import StoreDown
 from policy.rules.judgement import Mode
 from policy.rules.limits import Limits
 from policy.rules.speeds import FIRST_GUESS
 from policy.rules.tenants import Key, Tenant
 from policy.stores.ledger_postgres import LedgerTables
+from policy.stores.redis import KEYS
 from tests.postgresql import execute
-from tests.stores.books import DAY, LOG, NOTHING, START, audit, books, carry, plan, served, usage
+from tests.stores.books import DAY, LOG, NOTHING, START, audit, books, carry, entry, plan, served, usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.stores.cluster import Valkey
 
 
@@ -154,16 +159,97 @@ def test_refusals_past_the_rate_are_one_row_for_each_address_and_minute(database
             store._kept = 3
             store.clock = str(60_000 * 1000)
             for number in range(10):
-                event = json.dumps({**LOG, "id": f"r{number}", "s": str(START + number), "reason": "key_wrong"})
-                await store.log(0, [(f"2001:db8::{number}", True, event), ("192.0.2.7", number < 2, event)])
+                event = {**LOG, "id": f"r{number}", "s": str(START + number), "reason": "key_wrong"}
+                one = entry({**event, "addr": f"2001:db8::{number}"}, refused=True)
+                await store.log(0, [one, entry({**event, "addr": "192.0.2.7"}, refused=number < 2)])
             await carry(ledger)
             await ledger.count_refusals()
             assert not await rows_past_the_rate(database), "the minute is not over"
-            store.clock = str(60_000 * 1001)
+            store.clock = str(60_000 * 1001 + 9_999)
+            await ledger.count_refusals()
+            assert not await rows_past_the_rate(database), "it may not be over by another node's clock"
+            store.clock = str(60_000 * 1001 + 10_000)
             for _ in range(2):  # the second finds nothing left
                 await ledger.count_refusals()
             minute = datetime(1970, 1, 1, 16, 40, tzinfo=UTC)
             assert await rows_past_the_rate(database) == [("2001:db8::/64", 7, minute)]
+            assert await store.ask("EXISTS", *(keys.refusals for keys in KEYS)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_refusals_of_an_address_in_several_shards_are_added_up_once(
+    database: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the process that did it died before all of them were forgotten."""
+
+    async def scenario() -> None:
+        async with books(database, valkey) as (ledger, store, _):
+            store._kept = 3
+            store.clock = str(60_000 * 1000)
+            for shard, count in ((0, 10), (5, 6), (63, 3)):
+                lines = [
+                    {**LOG, "id": f"r{shard}-{n}", "s": str(START + n), "reason": "key_wrong"} for n in range(count)
+                ]
+                await store.log(shard, [entry(line, refused=True) for line in lines])
+            store.clock = str(60_000 * 1002)
+            forget = store.forget_refusals
+
+            async def dies(shard: int, fields: Sequence[str]) -> None:
+                if shard == 5:
+                    raise StoreDown("killed")
+                await forget(shard, fields)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(store, "forget_refusals", dies)
+                with pytest.raises(StoreDown):
+                    await ledger.count_refusals()
+            await ledger.count_refusals()
+            ((_, requests, _),) = await rows_past_the_rate(database)
+            assert requests == 7 + 3
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_is_told_of_once(database: str, valkey: Valkey) -> None:
+    """By the stream, by a call that was repeated, out of the file; one with a row of its own or not."""
+
+    async def scenario() -> None:
+        async with books(database, valkey) as (ledger, store, _):
+            store._kept = 3
+            store.clock = str(60_000 * 1000)
+            facts = {**LOG, "reason": "key_wrong", "id": "chosen-by-the-client"}
+            lines = [entry({**facts, "s": str(START + n)}, refused=True) for n in range(8)]
+            assert await store.log(0, lines[:6]) == 6
+            assert await store.log(0, lines[:6]) == 0
+            assert await store.log(0, lines, again=True) == 2
+            await carry(ledger)
+            assert len(await audit(database)) == 3
+            store.clock = str(60_000 * 1001 + 10_000)
+            await ledger.count_refusals()
+            ((_, requests, _),) = await rows_past_the_rate(database)
+            assert requests == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_that_fills_the_memory_of_refusals_is_counted_by_the_stream_alone(
+    database: str, valkey: Valkey
+) -> None:
+    async def scenario() -> None:
+        async with books(database, valkey) as (_, store, _):
+            store._kept = 3
+            store.clock = str(60_000 * 1000)
+            for first in range(0, 200_000, 5000):
+                names = [name for n in range(5000) for name in (60_000 * 1000, f"r{first + n} 1")]
+                await store.ask("ZADD", KEYS[0].told, *names)
+            lines = [entry({**LOG, "id": f"n{n}", "s": str(START)}, refused=True) for n in range(10)]
+            assert await store.log(0, lines) == 10
+            assert await store.log(0, lines, again=True) == 0
+            assert await store.ask("ZCARD", KEYS[0].told) == 200_000
+            store.clock = str(60_000 * 1002)
+            assert await store.log(0, lines[:1], again=True) == 1
+            assert await store.ask("ZCARD", KEYS[0].told) == 1, "what is two minutes old is forgotten"
 
     asyncio.run(scenario())
 
@@ -188,7 +274,7 @@ def test_what_nobody_settles_is_settled_by_what_is_known(database: str, valkey: 
             # Envoy tells of the third that no upstream ever saw it, and of the fourth that it was answered with 503.
             for number, facts in ((2, {"nf": True, "st": 0}), (3, {"nf": True, "st": 503, "reason": "fault"})):
                 event = {**LOG, "id": f"request-{number}", "s": str(START + number), **facts}
-                await store.log(0, [("192.0.2.1", False, json.dumps(event))])
+                await store.log(0, [entry(event)])
             await carry(ledger)
             await ledger.sweep()
             assert await store.open_reservations() == 4, "their leases are not over"

@@ -10,7 +10,7 @@ import pytest
 
 from policy.stores.redis import KEYS
 from tests.postgresql import execute
-from tests.stores.books import LOG, START, audit, books, carry, served, usage
+from tests.stores.books import LOG, START, audit, books, carry, entry, served, usage
 
 if TYPE_CHECKING:
     from tests.stores.cluster import Valkey
@@ -55,10 +55,10 @@ def test_a_hostile_text_is_cleaned_and_its_row_is_written(database: str, valkey:
     async def scenario() -> None:
         async with books(database, valkey) as (ledger, store, _):
             event = json.dumps({**LOG, "id": "r", "s": str(START), "ep": "@"}).encode().replace(b"@", text)
-            escaped = json.dumps({**LOG, "id": "q", "s": str(START), "ep": text.decode("utf-8", "surrogateescape")})
+            escaped = {**LOG, "id": "q", "s": str(START), "ep": text.decode("utf-8", "surrogateescape")}
             with valkey.client() as client:
                 client.xadd(KEYS[7].events, {"k": "log", "e": event})
-            await store.log(7, [("192.0.2.1", False, escaped)])
+            await store.log(7, [entry(escaped)])
             await carry(ledger)
             rows = await audit(database)
             # A raw NUL is no JSON: that one is set aside. All others are rows.
