@@ -74,6 +74,11 @@ class Upstream:
         found: list[dict[str, Any]] = httpx.get(f"{self.url}/__demo/served").json()
         return [one for one in found if request_id is None or one["request_id"] == request_id]
 
+    def after(self, earlier: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
+        """Those that were served after `earlier`, and have come to this: what others left running is none of them."""
+        names = {one["request_id"] for one in earlier}
+        return [one for one in self.served() if one["request_id"] not in names and one["outcome"] == outcome]
+
     def requests(self) -> list[dict[str, Any]]:
         """Every request that reached it."""
         found: list[dict[str, Any]] = httpx.get(f"{self.url}/__demo/requests").json()

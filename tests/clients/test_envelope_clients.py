@@ -115,9 +115,10 @@ def test_it_repeats_what_failed(open_tiers: Gateway, program: Program) -> None:
     """With the same payload id, as it does by itself after 429 and 503."""
     client = open_tiers.client(open_tiers.tenant("--concurrency", "1"))
     assert client.chat("x").status_code == 200
+    earlier = open_tiers.upstream.served()
     blocker = threading.Thread(target=client.chat, args=("y !first=6000",))
     blocker.start()
-    eventually(lambda: [one for one in open_tiers.upstream.served() if one["outcome"] == "running"])
+    eventually(lambda: open_tiers.upstream.after(earlier, "running"))
     (result,) = drive(program, open_tiers.url, client, ask("x"), max_retries=4)
     blocker.join()
     assert result["ok"], result

@@ -93,11 +93,12 @@ def test_what_is_inside_is_judged_like_any_request(gateway: Gateway, sender: Cal
 def test_a_reservation_stands_while_it_is_answered(gateway: Gateway, sender: Callable[..., Sender]) -> None:
     one = sender("--concurrency", "1")
     headers = one.headers()
-    package = seal(chat("x !first=1500"), one.server).bytes_
+    package = seal(chat("x !first=3000"), one.server).bytes_
+    earlier = gateway.upstream.served()
     done: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: done.append(one.client.http.post(PATH, content=package, headers=headers)))
     thread.start()
-    eventually(lambda: [s for s in gateway.upstream.served() if s["outcome"] == "running"])
+    eventually(lambda: gateway.upstream.after(earlier, "running"))
     second = gateway.http(one.client.key).post(PATH, content=seal(chat("y"), one.server).bytes_, headers=one.headers())
     assert refused(second, 429)["detail"] == "too many concurrent requests"
     thread.join()

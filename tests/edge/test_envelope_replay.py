@@ -44,9 +44,10 @@ def test_somebody_elses_package(sender: Callable[..., Sender]) -> None:
 def test_an_attempt_that_failed_may_be_repeated(gateway: Gateway, sender: Callable[..., Sender]) -> None:
     one = sender("--concurrency", "1")
     sealed = seal(chat("x"), one.server).bytes_
-    blocker = threading.Thread(target=lambda: one.send(chat("y !first=1500")))
+    earlier = gateway.upstream.served()
+    blocker = threading.Thread(target=lambda: one.send(chat("y !first=3000")))
     blocker.start()
-    eventually(lambda: [s for s in gateway.upstream.served() if s["outcome"] == "running"])
+    eventually(lambda: gateway.upstream.after(earlier, "running"))
     again = gateway.http(one.client.key)
 
     def attempt() -> httpx.Response:
@@ -142,8 +143,9 @@ def test_a_processor_that_dies_while_it_answers(lone: Gateway) -> None:
             httpx.post(f"{lone.url}{PATH}", content=package, headers={**one.headers("id"), **one.client.http.headers},
                        timeout=30, trust_env=False).status_code)
     )  # fmt: skip
+    earlier = lone.upstream.served()
     thread.start()
-    eventually(lambda: [s for s in lone.upstream.served() if s["outcome"] == "running"])
+    eventually(lambda: lone.upstream.after(earlier, "running"))
     lone.instance.kill("processor-0")
     thread.join()
     assert found[0] in (500, 502, 503)

@@ -1,7 +1,7 @@
 """/metrics through the front door of a whole gateway: what happened is in it, and nobody's key.
 
-The page shows every process of both services. Figures are compared before and after, since other tests use the same
-gateway; that a caller from elsewhere is refused is Envoy's RBAC, which test_hygiene.py tries.
+The page shows every process of both services. Figures are compared before and after; that a caller from elsewhere is
+refused is Envoy's RBAC, which test_hygiene.py tries.
 """
 
 from __future__ import annotations
@@ -9,12 +9,23 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import harness
 from tests.harness import eventually, request_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.harness import Gateway
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One of this module's own: what others left behind would be told of late, and be in the figures."""
+    with harness.running(tmp_path_factory.mktemp("metrics") / "data") as running:
+        yield running
 
 
 class Page:
