@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from policy.rules.events import Event, Waiting
+    from policy.rules.events import Applied, Charge, Event, Waiting
     from policy.rules.settlement import Expired, Identity
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Rows(Protocol):
 
     async def lead(self) -> bool: ...
     def writing(self) -> AbstractAsyncContextManager[None]: ...
-    async def apply(self, events: Sequence[Event]) -> list[tuple[Event, str]]: ...
+    async def apply(self, events: Sequence[Event]) -> Applied: ...
     async def quarantine(self, waiting: Waiting, index: int, reason: str) -> None: ...
     async def advance(self, carried: Iterable[Waiting]) -> None: ...
     async def count_refusals(self, rows: Iterable[tuple[int, str, int]]) -> None: ...
@@ -72,11 +72,15 @@ class Observer(Protocol):
     """Is told what was done. Its methods must not raise."""
 
     def ledger_carried(self, kind: str, events: int) -> None: ...
+    def charged(self, charge: Charge) -> None: ...
     def reservations_swept(self, count: int) -> None: ...
 
 
 class _Unobserved:
     def ledger_carried(self, kind: str, events: int) -> None:
+        pass
+
+    def charged(self, charge: Charge) -> None:
         pass
 
     def reservations_swept(self, count: int) -> None:
@@ -140,8 +144,10 @@ class Ledger:
             return False
         async with self._rows.writing():
             carried, more = await self._oldest(backlog)
-            await self._write(carried)
+            charges = await self._write(carried)
             await self._rows.advance(carried)
+        for charge in charges:
+            self._observer.charged(charge)
         for waiting in carried:
             await self._events.forget(waiting)
         return more
@@ -161,8 +167,9 @@ class Ledger:
                 room -= len(waiting.entries)
         return found, room <= 0
 
-    async def _write(self, carried: list[Waiting]) -> None:
-        """Into rows, or into quarantine: an event that nothing can be done with must not hold up all others."""
+    async def _write(self, carried: list[Waiting]) -> list[Charge]:
+        """Into rows, or into quarantine: an event that nothing can be done with must not hold up all others. What it
+        charges is returned."""
         events: list[Event] = []
         places: dict[int, tuple[Waiting, int]] = {}
         for waiting in carried:
@@ -176,10 +183,14 @@ class Ledger:
                 else:
                     places[id(event)] = waiting, index
                     events.append(event)
-        for event, reason in await self._rows.apply(events) if events else ():
-            await self._set_aside(*places[id(event)], reason)
+        charges: list[Charge] = []
+        if events:
+            charges, refused = await self._rows.apply(events)
+            for event, reason in refused:
+                await self._set_aside(*places[id(event)], reason)
         for kind in ("admission", "log", "settlement"):
             self._observer.ledger_carried(kind, sum(event.kind == kind for event in events))
+        return charges
 
     async def _set_aside(self, waiting: Waiting, index: int, reason: str) -> None:
         log.error("event set aside", extra={"shard": waiting.shard, "event": waiting.entries[index][0].decode()})

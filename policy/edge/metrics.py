@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from policy.rules.grant import Duty
 from policy.rules.labels import Faults, fails_open, labelled
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from policy.admission.discovery import UpstreamState
+    from policy.rules.events import Charge
     from policy.rules.judgement import Figures
     from policy.rules.labels import Labels
 
 TENANTS_MAX = 100
+MODELS_MAX = 50
 ENDPOINTS_MAX = 40  # the table of endpoints has fewer: what is not in it counts together
 UPSTREAMS_MAX = 50
 OPERATIONS_MAX = 30
@@ -105,6 +108,14 @@ class Metrics:
         )
         self._ledger_pending = gauge("paddock_ledger_pending_events", "Events not yet in PostgreSQL.")
         self._ledger_events = counter("paddock_ledger_events_total", "Events carried to PostgreSQL.", kind=OUTCOMES_MAX)
+        # Counted where they come into the ledger: whoever settles, and however often, there it is once.
+        self._tokens = counter(
+            "paddock_tokens_total", "Tokens charged.", tenant=TENANTS_MAX, model=MODELS_MAX, direction=None
+        )
+        self._settlements = counter("paddock_settlements_total", "Settlements by how the tokens are known.", known=None)
+        self._exchanges = counter(
+            "paddock_exchanges_total", "Answers that cost tokens, by how they ended.", duty=None, outcome=OUTCOMES_MAX
+        )
         self._reservations = gauge("paddock_reservations_open", "Reservations neither settled nor swept.")
         self._swept = counter(
             "paddock_reservations_swept_total", "Reservations settled as estimated, past their deadline."
@@ -170,6 +181,14 @@ class Metrics:
     @fails_open
     def ledger_carried(self, kind: str, events: int) -> None:
         self._ledger_events(kind).inc(events)
+
+    @fails_open
+    def charged(self, charge: Charge) -> None:
+        """So many requests are settled and in the ledger."""
+        self._exchanges(Duty.METER, charge.outcome).inc(charge.requests)
+        self._settlements("exact" if charge.exact else "estimated").inc(charge.requests)
+        self._tokens(charge.tenant, charge.model, "input").inc(charge.prompt_tokens)
+        self._tokens(charge.tenant, charge.model, "output").inc(charge.completion_tokens)
 
     @fails_open
     def reservations_open(self, count: int) -> None:

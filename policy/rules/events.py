@@ -95,6 +95,25 @@ class Event:
         return self.facts["s"], self.facts["id"]
 
 
+class Charge(NamedTuple):
+    """What settlements came to that are in the ledger now: those of one tenant, model and outcome together."""
+
+    tenant: str
+    model: str
+    outcome: str
+    exact: bool
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Applied(NamedTuple):
+    """What became of events that were applied."""
+
+    charges: list[Charge]  # each settlement once, however often its event comes
+    refused: list[tuple[Event, str]]  # those that no table takes, with what was said of them
+
+
 @dataclass(slots=True)
 class Batch:
     """Events sorted by kind; of one request and kind the later news, but the first settlement: that one was charged."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from policy.rules.events import batch
+from policy.rules.events import Applied, Charge, batch
 from policy.rules.faults import DatabaseDown
 from policy.stores import ledger_partitions
 from policy.stores.ledger_seeds import SEEDS_LOCK, seeds
@@ -94,18 +94,22 @@ WITH e AS (
         load_ns = excluded.load_ns, prompt_ns = excluded.prompt_ns, eval_ns = excluded.eval_ns
     WHERE a.settled_at IS NULL
     RETURNING request_id, started_at
+), charged AS (
+    SELECT e.* FROM e JOIN settled ON settled.request_id = e.id AND settled.started_at = e.started_at
+), summed AS (
+    INSERT INTO usage_daily AS u (day, tenant_id, key_id, model, requests, prompt_tokens, completion_tokens,
+                                  estimated_requests, load_ns, prompt_ns, eval_ns)
+    SELECT date '1970-01-01' + day, t, k, model, count(*), sum(pt), sum(ct), count(*) FILTER (WHERE est),
+           coalesce(sum(load), 0), coalesce(sum(prompt), 0), coalesce(sum(eval), 0)
+    FROM charged GROUP BY day, t, k, model ORDER BY t, k, model, day
+    ON CONFLICT (tenant_id, key_id, model, day) DO UPDATE SET
+        requests = u.requests + excluded.requests, prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = u.completion_tokens + excluded.completion_tokens,
+        estimated_requests = u.estimated_requests + excluded.estimated_requests, load_ns = u.load_ns + excluded.load_ns,
+        prompt_ns = u.prompt_ns + excluded.prompt_ns, eval_ns = u.eval_ns + excluded.eval_ns
 )
-INSERT INTO usage_daily AS u (day, tenant_id, key_id, model, requests, prompt_tokens, completion_tokens,
-                              estimated_requests, load_ns, prompt_ns, eval_ns)
-SELECT date '1970-01-01' + e.day, e.t, e.k, e.model, count(*), sum(e.pt), sum(e.ct), count(*) FILTER (WHERE e.est),
-       coalesce(sum(e.load), 0), coalesce(sum(e.prompt), 0), coalesce(sum(e.eval), 0)
-FROM e JOIN settled ON settled.request_id = e.id AND settled.started_at = e.started_at
-GROUP BY e.day, e.t, e.k, e.model ORDER BY e.t, e.k, e.model, e.day
-ON CONFLICT (tenant_id, key_id, model, day) DO UPDATE SET
-    requests = u.requests + excluded.requests, prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
-    completion_tokens = u.completion_tokens + excluded.completion_tokens,
-    estimated_requests = u.estimated_requests + excluded.estimated_requests, load_ns = u.load_ns + excluded.load_ns,
-    prompt_ns = u.prompt_ns + excluded.prompt_ns, eval_ns = u.eval_ns + excluded.eval_ns
+SELECT tn, model, coalesce(outcome, ''), NOT est, count(*), sum(pt)::bigint, sum(ct)::bigint FROM charged
+GROUP BY 1, 2, 3, 4
 """
 
 _QUARANTINE = """
@@ -177,19 +181,19 @@ class LedgerTables:
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", SEEDS_LOCK)
                 yield
 
-    async def apply(self, events: Sequence[Event]) -> list[tuple[Event, str]]:
-        """Write events, inside `writing`; those that no table takes come back, with what PostgreSQL said of them."""
+    async def apply(self, events: Sequence[Event]) -> Applied:
+        """Write events, inside `writing`: what they charge counts once that is committed. Those that no table takes
+        come back, with what PostgreSQL said of them."""
         connection = self._held()
         try:
             async with connection.transaction():
-                await _write(connection, batch(events))
+                return Applied(await _write(connection, batch(events)), [])
         except _POISON as error:
             if len(events) == 1:
-                return [(events[0], f"{type(error).__name__}: {error}")]
-        else:
-            return []
+                return Applied([], [(events[0], f"{type(error).__name__}: {error}")])
         half = len(events) // 2
-        return await self.apply(events[:half]) + await self.apply(events[half:])
+        first, second = await self.apply(events[:half]), await self.apply(events[half:])
+        return Applied(first.charges + second.charges, first.refused + second.refused)
 
     async def quarantine(self, waiting: Waiting, index: int, reason: str) -> None:
         """Keep an entry that cannot be applied, inside `writing`."""
@@ -250,14 +254,13 @@ class LedgerTables:
             raise
 
 
-async def _write(connection: asyncpg.Connection[asyncpg.Record], events: Batch) -> None:
-    for statement, facts in (
-        (_ADMISSIONS, events.admissions),
-        (_LOGS, events.logs),
-        (_SETTLEMENTS, events.settlements),
-    ):
+async def _write(connection: asyncpg.Connection[asyncpg.Record], events: Batch) -> list[Charge]:
+    for statement, facts in ((_ADMISSIONS, events.admissions), (_LOGS, events.logs)):
         if facts:
             await connection.execute(statement, await _json(facts.values()))
+    if not events.settlements:
+        return []
+    return [Charge(*row) for row in await connection.fetch(_SETTLEMENTS, await _json(events.settlements.values()))]
 
 
 async def _json(facts: Iterable[dict[str, Any]]) -> str:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from policy.rules.settlement import Settlement
     from processor.exchange import Exchange
 
-TENANTS_MAX = 100
 MODELS_MAX = 50
 OUTCOMES_MAX = 20
 OPERATIONS_MAX = 30
@@ -54,6 +53,9 @@ _OPERATIONS = {
     "/api/embed": "embeddings",
     "/api/embeddings": "embeddings",
     "/v1/embeddings": "embeddings",
+    "/openai/chat/completions": "chat",
+    "/openai/completions": "text_completion",
+    "/openai/embeddings": "embeddings",
 }
 
 
@@ -77,11 +79,6 @@ class Metrics:
 
         faults = counter("paddock_metric_faults_total", "Metric updates that failed.", service=None)
         self.faults = Faults(faults("processor"))
-        self._exchanges = counter("paddock_exchanges_total", "HTTP exchanges seen.", duty=None, outcome=OUTCOMES_MAX)
-        self._tokens = counter(
-            "paddock_tokens_total", "Tokens charged.", tenant=TENANTS_MAX, model=MODELS_MAX, direction=None
-        )
-        self._settlements = counter("paddock_settlements_total", "Settlements by how the tokens are known.", known=None)
         self._settling = histogram("paddock_settlement_duration_seconds", "Time to settle one reservation.", _SETTLING)
         self._unsettled = counter(
             "paddock_settlement_failures_total", "Settlements the store did not take.", reason=OUTCOMES_MAX
@@ -119,17 +116,9 @@ class Metrics:
     def finished(self, exchange: Exchange, settlement: Settlement, seconds: float) -> None:
         """One exchange ended after `seconds`, and this is what it used."""
         grant = exchange.grant
-        self.exchanged(grant.duty, str(settlement.event.get("outcome", "")))
         first = None if exchange.first_byte is None or not grant.stream else exchange.first_byte - exchange.begun
         prompt = grant.prompt_tokens if settlement.prompt_tokens is None else settlement.prompt_tokens
-        self.metered(
-            grant, prompt, settlement.completion_tokens, exact=settlement.exact, seconds=seconds, first_token=first
-        )
-
-    @fails_open
-    def exchanged(self, duty: str, outcome: str) -> None:
-        """One exchange ended: `outcome` in a word (complete, aborted, cut, refused, …)."""
-        self._exchanges(duty, outcome).inc()
+        self.metered(grant, prompt, settlement.completion_tokens, seconds=seconds, first_token=first)
 
     @fails_open
     def metered(
@@ -138,16 +127,13 @@ class Metrics:
         prompt_tokens: int,
         completion_tokens: int,
         *,
-        exact: bool,
         seconds: float,
         first_token: float | None = None,
     ) -> None:
-        """What one metered exchange used: its tokens as charged, its duration, and the time to its first token (both in
-        seconds; None where no token came or the answer was not streamed)."""
-        tenant, model = grant.tenant, grant.model
-        self._settlements("exact" if exact else "estimated").inc()
-        self._tokens(tenant, model, "input").inc(prompt_tokens)
-        self._tokens(tenant, model, "output").inc(completion_tokens)
+        """What one metered exchange used: its tokens, its duration, and the time to its first token (both in seconds;
+        None where no token came or the answer was not streamed). What is charged in all is counted by policy, which
+        also hears of answers that no processor saw the end of."""
+        model = grant.model
         what = (_OPERATIONS.get(grant.endpoint, "other"), PROVIDER, model)
         self._usage(*what, "input").observe(prompt_tokens)
         self._usage(*what, "output").observe(completion_tokens)

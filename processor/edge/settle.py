@@ -32,14 +32,12 @@ class Settler(Protocol):
 class Observer(Protocol):
     """Is told of each finished exchange."""
 
-    def exchanged(self, duty: str, outcome: str) -> None: ...
     def metered(
         self,
         grant: Grant,
         prompt_tokens: int,
         completion_tokens: int,
         *,
-        exact: bool,
         seconds: float,
         first_token: float | None = None,
     ) -> None: ...
@@ -78,7 +76,6 @@ class Settlements:
         return 200 if await self._settler.settle(grant, settlement) else 202
 
     def _observe(self, grant: Grant, settlement: Settlement) -> None:
-        self._observer.exchanged(grant.duty, str(settlement.event.get("outcome", "")))
         prompt = grant.prompt_tokens if settlement.prompt_tokens is None else settlement.prompt_tokens
         if self._trace is not None:
             self._trace.note(
@@ -95,7 +92,6 @@ class Settlements:
             grant,
             prompt,
             settlement.completion_tokens,
-            exact=settlement.exact,
             seconds=max(time.time() - grant.started_at / 1e6, 0.0),
             first_token=first / 1e6 if isinstance(first, int) and grant.stream else None,
         )

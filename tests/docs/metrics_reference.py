@@ -89,7 +89,7 @@ def _lines() -> Iterator[str]:
 def _labels() -> Iterator[tuple[str, str]]:
     yield "`decision`", "`allow`, `deny`"
     yield "`direction`, `gen_ai_token_type`", "`input` (the prompt), `output` (the completion)"
-    yield "`duty`", f"{_listed(Duty)}: what processor does with the exchange"
+    yield "`duty`", f"{_listed([Duty.METER])}: only answers that cost tokens are counted"
     yield "`endpoint`", f"the path as in the table of endpoints; {policy.ENDPOINTS_MAX} values"
     yield "`gen_ai_operation_name`", _listed({*processor._OPERATIONS.values(), OTHER})
     yield "`gen_ai_provider_name`", f"`{processor.PROVIDER}`"
@@ -101,7 +101,7 @@ def _labels() -> Iterator[tuple[str, str]]:
     yield "`outcome` of `paddock_envelopes_total`", "how it was answered, or in a word why it was not"
     yield (
         "`outcome` of `paddock_exchanges_total`",
-        "`completed`, `aborted` (the client or the upstream broke off), `cut` (at the cap), `upstream_error`",
+        "[outcomes](audit-log.md#outcomes) of the audit log",
     )
     yield (
         "`outcome` of `paddock_key_verifications_total`",
@@ -116,7 +116,7 @@ def _labels() -> Iterator[tuple[str, str]]:
     yield "`store`", "`redis`, `postgresql`"
     yield (
         "`tenant`",
-        f"its name; {processor.TENANTS_MAX} values (budgets: the first {policy.TENANTS_MAX} that have any)",
+        f"its name; {policy.TENANTS_MAX} values (budgets: the first {policy.TENANTS_MAX} that have any)",
     )
     yield "`upstream`", f"host and port; {policy.UPSTREAMS_MAX} values"
 

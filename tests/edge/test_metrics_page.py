@@ -92,6 +92,24 @@ def test_requests_tokens_and_times_of_both_services(gateway: Gateway) -> None:
     assert Page(gateway).sum("paddock_metric_faults_total") == 0
 
 
+def test_tokens_of_an_answer_that_its_client_left_are_counted_too(gateway: Gateway) -> None:
+    """No processor hears of its end: Envoy's log tells, and policy settles."""
+    client = gateway.client()
+    body = {"model": "llama3.1:8b", "messages": [{"role": "user", "content": "a !tokens=500 !delay=20"}]}
+    before = Page(gateway)
+    with client.http.stream("POST", "/api/chat", json=body) as answer:
+        pieces = answer.iter_lines()
+        for _ in range(5):
+            next(pieces)
+    row = gateway.audit(request_id(answer))
+    assert (row["outcome"], row["estimated"]) == ("aborted", True)
+    tenant = {"tenant": client.tenant, "model": "llama3.1:8b"}
+    grown(gateway, before, "paddock_tokens_total", row["prompt_tokens"], **tenant, direction="input")
+    grown(gateway, before, "paddock_tokens_total", row["completion_tokens"], **tenant, direction="output")
+    grown(gateway, before, "paddock_exchanges_total", 1, duty="meter", outcome="aborted")
+    grown(gateway, before, "paddock_settlements_total", 1, known="estimated")
+
+
 def test_refusals_by_reason_whoever_made_them(gateway: Gateway) -> None:
     client = gateway.client()
     before = Page(gateway)

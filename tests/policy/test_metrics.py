@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from policy.admission.discovery import UpstreamState
 from policy.admission.upstreams import Fault
-from policy.edge.metrics import TENANTS_MAX, Metrics
+from policy.edge.metrics import MODELS_MAX, TENANTS_MAX, Metrics
 from policy.rules.decision import Reason
+from policy.rules.events import Charge
 from policy.rules.judgement import Figures
 from policy.rules.limits import Limits
 
@@ -64,6 +65,33 @@ def test_labels_that_others_choose_are_bounded() -> None:
     blocked = {key: value for key, value in samples(metrics.exposition()).items() if key[0] == "paddock_requests_total"}
     assert len(blocked) < 50
     assert sum(blocked.values()) == TENANTS_MAX + 50
+
+
+def test_what_is_charged_by_whom_and_how_it_is_known() -> None:
+    metrics = fresh()
+    metrics.charged(Charge("acme", "llama3.1:8b", "completed", True, 3, 18, 33))
+    metrics.charged(Charge("acme", "llama3.1:8b", "aborted", False, 2, 5, 7))
+    acme = {"tenant": "acme", "model": "llama3.1:8b"}
+    assert read(metrics, "paddock_tokens_total", **acme, direction="input") == 23
+    assert read(metrics, "paddock_tokens_total", **acme, direction="output") == 40
+    assert read(metrics, "paddock_settlements_total", known="exact") == 3
+    assert read(metrics, "paddock_settlements_total", known="estimated") == 2
+    assert read(metrics, "paddock_exchanges_total", duty="meter", outcome="completed") == 3
+    assert read(metrics, "paddock_exchanges_total", duty="meter", outcome="aborted") == 2
+
+
+def test_tenants_and_models_are_bounded_and_sums_stay_right() -> None:
+    metrics = fresh()
+    for number in range(2 * TENANTS_MAX):
+        metrics.charged(Charge(f"tenant-{number}", f"model-{number}:latest", "completed", True, 1, 1, 0))
+    inputs = {
+        labels: value
+        for (name, labels), value in samples(metrics.exposition()).items()
+        if name == "paddock_tokens_total" and ("direction", "input") in labels
+    }
+    assert sum(inputs.values()) == 2 * TENANTS_MAX
+    assert len({dict(labels)["tenant"] for labels in inputs}) == TENANTS_MAX + 1
+    assert len({dict(labels)["model"] for labels in inputs}) == MODELS_MAX + 1
 
 
 def test_levels_and_outcomes() -> None:
@@ -175,7 +203,7 @@ if sys.argv[1] == "policy":
     metrics.reservations_open(int(sys.argv[2]))
 elif sys.argv[1] == "processor":
     grant = Grant("id", 0, Duty.METER, "/api/chat", "llama3.1:8b", True, 1, "acme", 1, "nz_aaaaaaaaa", "", 0, 0)
-    processor.Metrics().metered(grant, 6, 7, exact=True, seconds=1.0, first_token=0.4)
+    processor.Metrics().metered(grant, 6, 7, seconds=1.0, first_token=0.4)
 else:
     sys.stdout.buffer.write(Metrics().exposition())
     sys.exit()
@@ -198,5 +226,10 @@ def test_one_scrape_sees_every_worker_of_both_services_the_killed_ones_too(tmp_p
     allowed = (("decision", "allow"), ("endpoint", "/api/chat"), ("reason", "allowed"))
     assert found["paddock_requests_total", allowed] == 2
     assert found["paddock_reservations_open", ()] == 9  # a level is what was measured last, not a sum
-    output = (("direction", "output"), ("model", "llama3.1:8b"), ("tenant", "acme"))
-    assert found["paddock_tokens_total", output] == 7
+    output = (
+        ("gen_ai_operation_name", "chat"),
+        ("gen_ai_provider_name", "ollama"),
+        ("gen_ai_request_model", "llama3.1:8b"),
+        ("gen_ai_token_type", "output"),
+    )
+    assert found["gen_ai_client_token_usage_sum", output] == 7

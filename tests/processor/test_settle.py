@@ -41,11 +41,7 @@ class Settler:
 
 @dataclass
 class Observer:
-    exchanges: list[tuple[str, str]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
-
-    def exchanged(self, duty: str, outcome: str) -> None:
-        self.exchanges.append((duty, outcome))
 
     def metered(self, grant: Grant, prompt_tokens: int, completion_tokens: int, **more: Any) -> None:
         self.figures.append({"prompt": prompt_tokens, "completion": completion_tokens, **more})
@@ -116,9 +112,8 @@ def test_a_settlement_is_taken_and_told() -> None:
     ((grant, settlement),) = seen.settler.taken
     assert grant == GRANT
     assert (settlement.prompt_tokens, settlement.completion_tokens, settlement.exact) == (11, 22, True)
-    assert seen.observer.exchanges == [("meter", "completed")]
     (figures,) = seen.observer.figures
-    assert (figures["prompt"], figures["completion"], figures["exact"]) == (11, 22, True)
+    assert (figures["prompt"], figures["completion"]) == (11, 22)
     assert figures["first_token"] == 1.5
     assert figures["seconds"] > 0
     assert seen.trace.notes["tenant"] == "acme"
@@ -144,7 +139,7 @@ def test_of_a_document_the_first_token_is_not_known() -> None:
 def test_where_nothing_was_reserved_nothing_is_settled() -> None:
     code, seen = status(asked(replace(GRANT, epoch="")))
     assert (code, seen.settler.taken) == (200, [])
-    assert len(seen.observer.exchanges) == 1
+    assert len(seen.observer.figures) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +156,7 @@ def test_what_is_no_settlement_is_refused_and_settles_nothing(body: bytes) -> No
     code, seen = status(body)
     assert code == 400
     assert seen.settler.taken == []
-    assert seen.observer.exchanges == []
+    assert seen.observer.figures == []
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/settle"), ("POST", "/"), ("POST", "/settle/"), ("PUT", "/x")])

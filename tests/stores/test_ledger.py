@@ -62,7 +62,7 @@ def test_events_that_were_written_and_not_dropped_are_written_again_to_no_effect
 
             async with tables.writing():
                 found = await store.events(7, 10)
-                assert await tables.apply([read(fields) for _, fields in found.entries]) == []
+                assert (await tables.apply([read(fields) for _, fields in found.entries])).refused == []
                 await tables.advance([found])
             before = await audit(database), await usage(database)
             await tables.close()
@@ -112,11 +112,15 @@ def test_events_in_any_order_and_any_batches_make_the_same_row(database: str, da
         tables = LedgerTables(database)
         await execute(database, "TRUNCATE audit, usage_daily")
         assert await tables.lead()
+        charged = []
         for batch in batches:
             if batch:
                 async with tables.writing():
-                    assert await tables.apply([read(fields) for fields in batch]) == []
+                    applied = await tables.apply([read(fields) for fields in batch])
+                    assert applied.refused == []
+                    charged += [(one.requests, one.prompt_tokens, one.completion_tokens) for one in applied.charges]
         await tables.close()
+        assert charged == [day[4:7] for day in await usage(database)]  # what metrics count is what the rows say
         rows = await audit(database)
         for row in rows:
             row["settled_at"] = row["settled_at"] is not None
