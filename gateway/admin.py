@@ -77,7 +77,8 @@ def _keys(commands: Subparsers) -> None:
         commands,
         "rotate-key",
         "make a key like another, which stays good for a while",
-        "The new key has the owner, label, expiry, limits and models of the old; both are good until the grace ends.",
+        "The new key has the owner, label, expiry, limits and models of the old; both are good until the grace ends. "
+        "Limits and budgets hold for the two together: what the old key used stays used.",
     )
     _add_prefix(rotate)
     rotate.add_argument(

@@ -205,7 +205,10 @@ def _plan(grant: Grant) -> Plan:
     subject = grant.subject
     if subject is None:
         raise ValueError("an envelope's grant has a subject")
-    key = subject.key(id=grant.key_id, prefix=grant.key_prefix, tenant_id=grant.tenant_id, tenant=grant.tenant)
+    key = subject.key(
+        id=grant.key_id, counts_as=grant.counts_as, prefix=grant.key_prefix, tenant_id=grant.tenant_id,
+        tenant=grant.tenant,
+    )  # fmt: skip
     return Plan(
         grant.request_id,
         grant.started_at,

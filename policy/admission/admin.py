@@ -182,7 +182,8 @@ class Admin:
             return Change(key.tenant, key)
 
     async def rotate_key(self, prefix: str, grace: timedelta, now: datetime) -> Minted:
-        """Mint a key like this one, which stays good for `grace` longer."""
+        """Mint a key like this one, which stays good for `grace` longer. Limits and budgets hold for both together, and
+        what was used stays used: a rotation is no way to more."""
         secret, hash = await self._mint()
         async with self._open() as registry:
             old = await _key(registry, prefix)
@@ -195,7 +196,9 @@ class Admin:
                 raise Refusal(
                     f"key {prefix} is {state}: only a key in use is rotated, `paddock create-key` makes another"
                 )
-            new = replace(old, prefix=secret.prefix, hash=hash, created_at=now, last_used_at=None)
+            new = replace(
+                old, prefix=secret.prefix, hash=hash, created_at=now, last_used_at=None, counts_as=old.counted
+            )
             new = await _added(registry, new)
             old = replace(old, revoked_at=now + grace)
             await registry.save_key(old, successor_id=new.id)

@@ -72,7 +72,8 @@ class Counters(Protocol):
 
 
 class Seeds(Protocol):
-    """What the ledger knows of a tenant and a key, for counters that the store has not or no longer."""
+    """What the ledger knows of a tenant and a key (with those that count as it), for counters that the store has not or
+    no longer."""
 
     async def read(self, tenant_id: int, key_id: int) -> Known: ...
 
@@ -210,6 +211,7 @@ class Evaluator:
             splices=requests.rewrite(ask, cap=per_completion, model=name),
             hide_usage=not ask.wants_usage,
             scopes=tuple(scope.name for scope in plan.scopes),
+            counts_as=plan.key.counts_as or 0,
         )
         return Allow(grant, headers, upstream=self.models.upstream_for(ask.model), tenant=plan.key.tenant.name)
 
@@ -239,6 +241,7 @@ class Evaluator:
             epoch="",  # what is inside is not known yet, so nothing is reserved
             prompt_tokens=0,
             cap=0,
+            counts_as=key.counts_as or 0,
             subject=Subject.of(key, tier, plan.address),
         )
         return Allow(grant, rate_headers(tally, admitted=True), tenant=key.tenant.name)
@@ -248,7 +251,7 @@ class Evaluator:
         for _ in range(SEED_TRIES):
             if tally is not None:
                 break
-            known = await self.seeds.read(plan.key.tenant.id, plan.key.id)
+            known = await self.seeds.read(plan.key.tenant.id, plan.key.counted)
             tally = await self.counters.admit(plan, known)
         if tally is None:
             raise StoreDown("the ledger moved on while it was read, again and again")

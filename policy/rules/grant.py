@@ -54,6 +54,7 @@ class Grant:
     hide_usage: bool = False  # usage was asked for upstream on the gateway's behalf: keep it from the client
     headers: tuple[tuple[str, str], ...] = ()  # reserved for duties that answer by themselves
     scopes: tuple[str, ...] = ()  # names of what else the reservation stands in, besides tenant and key
+    counts_as: int = 0  # the key whose counters the reservation stands in, where that is not key_id
     subject: Subject | None = None  # with ENVELOPE: for whom what was in it is judged
 
     def to_json(self) -> str:
@@ -61,6 +62,8 @@ class Grant:
         fields: dict[str, object] = {name: getattr(self, name) for name in _PLAIN}
         fields["splices"] = [(splice.offset, splice.length, splice.text) for splice in self.splices]
         fields["headers"] = self.headers
+        if self.counts_as:
+            fields["counts_as"] = self.counts_as
         if self.subject is not None:
             fields["subject"] = self.subject.as_fields()
         return _ENCODER.encode(fields)
@@ -92,4 +95,6 @@ class Grant:
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
-_PLAIN = tuple(field.name for field in fields_of(Grant) if field.name not in ("splices", "headers", "subject"))
+_PLAIN = tuple(
+    field.name for field in fields_of(Grant) if field.name not in ("splices", "headers", "counts_as", "subject")
+)

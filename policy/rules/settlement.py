@@ -49,6 +49,11 @@ class Identity:
     model: str
     endpoint: str
     scopes: tuple[str, ...] = ()  # names of those besides tenant and key
+    counts_as: int = 0  # the key whose counters it is charged to, where that is not key_id
+
+    @property
+    def counted(self) -> int:
+        return self.counts_as or self.key_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,11 @@ class Subject:
         """Read what JSON made of one; TypeError where that was none."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})  # type: ignore[arg-type]  # our own words: the grant cannot be forged
 
-    def key(self, *, id: int, prefix: str, tenant_id: int, tenant: str) -> Key:
+    def key(self, *, id: int, counts_as: int, prefix: str, tenant_id: int, tenant: str) -> Key:
         """The key again, as far as judging goes. It has no hash: nothing can be checked against it."""
         return Key(
             id=id,
+            counts_as=counts_as or None,
             prefix=prefix,
             hash="",
             tenant=Tenant(

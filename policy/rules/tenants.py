@@ -48,6 +48,12 @@ class Key:
     max_tokens: int | None = None
     limits: Limits = UNLIMITED
     tiers: Tiers = field(default_factory=Tiers)  # of all models, as the operator has set them: the same for every key
+    counts_as: int | None = None  # id of the key whose counters it goes on with: the first that was rotated
+
+    @property
+    def counted(self) -> int:
+        """Whose counters its limits are held by: a key and those that were rotated out of it have one set."""
+        return self.id if self.counts_as is None else self.counts_as
 
     def usable_at(self, now: datetime) -> bool:
         """Whether the key opens anything at `now` (aware, UTC); its secret is checked elsewhere."""

@@ -154,12 +154,12 @@ local function after(a, b)
   return a_ms > b_ms or a_ms == b_ms and tonumber(a_seq) > tonumber(b_seq)
 end
 
--- Of an event's fields, where it is a settlement: tokens, day, tenant and key. `settle.lua` writes them in this order.
+-- Of an event's fields, where it is a settlement: tokens, day, tenant and the key whose counters it went to. `settle.lua` writes them in this order.
 local function settled(fields)
   if fields[2] ~= 'settle' then return end
   local prompt, completion = string.match(fields[6], '^(%d+) (%d+)')
   local identity = cjson.decode(fields[8])
-  return prompt + completion, tonumber(fields[4]), identity.t, identity.k
+  return prompt + completion, tonumber(fields[4]), identity.t, identity.ka or identity.k
 end
 
 -- Count a refusal; 1 where its address has had so many of its kind this minute that it gets no row of its own. Those are

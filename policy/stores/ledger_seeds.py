@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 SEEDS_LOCK = 0x7061_6464_7364  # "paddsd"
 
 _SEEDS = """
-WITH used AS (SELECT key_id, day, prompt_tokens + completion_tokens AS tokens FROM usage_daily WHERE tenant_id = $1)
+WITH used AS (
+    SELECT key_id = $2 OR key_id IN (SELECT id FROM api_key WHERE counts_as = $2) AS of_key, day,
+           prompt_tokens + completion_tokens AS tokens
+    FROM usage_daily WHERE tenant_id = $1
+)
 SELECT coalesce(sum(tokens) FILTER (WHERE day = $3), 0)::bigint AS day,
        coalesce(sum(tokens) FILTER (WHERE day >= $4), 0)::bigint AS month,
        coalesce(sum(tokens), 0)::bigint AS total,
-       coalesce(sum(tokens) FILTER (WHERE key_id = $2 AND day = $3), 0)::bigint AS key_day,
-       coalesce(sum(tokens) FILTER (WHERE key_id = $2 AND day >= $4), 0)::bigint AS key_month,
-       coalesce(sum(tokens) FILTER (WHERE key_id = $2), 0)::bigint AS key_total,
+       coalesce(sum(tokens) FILTER (WHERE of_key AND day = $3), 0)::bigint AS key_day,
+       coalesce(sum(tokens) FILTER (WHERE of_key AND day >= $4), 0)::bigint AS key_month,
+       coalesce(sum(tokens) FILTER (WHERE of_key), 0)::bigint AS key_total,
        (SELECT epoch FROM ledger_position WHERE shard = $5) AS epoch,
        (SELECT event FROM ledger_position WHERE shard = $5) AS event
 FROM used
@@ -32,7 +36,7 @@ FROM used
 async def seeds(
     connection: asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy, tenant_id: int, key_id: int, today: date
 ) -> Known:
-    """What a tenant and a key have used as of `today` (UTC), and up to which event that is."""
+    """What a tenant and a key, with those that count as it, have used as of `today` (UTC), and up to which event."""
     async with connection.transaction():
         # A statement of its own: the next one sees what was committed before the lock was given.
         await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", SEEDS_LOCK)

@@ -109,7 +109,7 @@ class MemoryStore:
         places: list[tuple[dict[int, Scope], int]] = [(self.tenants, plan.key.tenant.id)]
         if plan.key.limits != Limits():
             limits.append(plan.key.limits)
-            places.append((self.keys, plan.key.id))
+            places.append((self.keys, plan.key.counted))
         for i, (scopes, number) in enumerate(places):
             if number not in scopes:
                 if known is None:
@@ -202,7 +202,7 @@ class MemoryStore:
         day, month = calendar(self.now)
         identity = Identity(
             grant.started_at, grant.tenant_id, grant.tenant, grant.key_id, grant.key_prefix, grant.model,
-            grant.endpoint, grant.scopes,
+            grant.endpoint, grant.scopes, grant.counts_as,
         )  # fmt: skip
         self._charge(identity, day, month, prompt + settlement.completion_tokens)
         self.events.append(Settled(grant.request_id, day, month, prompt, settlement.completion_tokens))
@@ -227,7 +227,7 @@ class MemoryStore:
     def _scopes_of(self, identity: Identity) -> list[Scope]:
         """Those that are there."""
         tenant = identity.tenant_id
-        found = [self.tenants.get(tenant), self.keys.get(identity.key_id)]
+        found = [self.tenants.get(tenant), self.keys.get(identity.counted)]
         found += [self.further.get((tenant, name)) for name in identity.scopes]
         return [scope for scope in found if scope is not None]
 
@@ -308,5 +308,5 @@ def _identity(plan: Plan) -> Identity:
     key = plan.key
     return Identity(
         plan.started_at, key.tenant.id, key.tenant.name, key.id, key.prefix, plan.model, plan.endpoint,
-        tuple(scope.name for scope in plan.scopes),
+        tuple(scope.name for scope in plan.scopes), key.counts_as or 0,
     )  # fmt: skip

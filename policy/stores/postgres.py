@@ -51,7 +51,8 @@ SELECT_TENANT = """
 SELECT_KEY = f"""
     {SELECT_TENANT},
         k.id, k.prefix, k.hash, k.owner, k.label, k.created_at, k.expires_at, k.last_used_at, k.disabled,
-        k.revoked_at, k.max_tokens, k.rpm, k.tpm, k.concurrency, k.budget_day, k.budget_month, k.budget_total,
+        k.revoked_at, k.counts_as,
+        k.max_tokens, k.rpm, k.tpm, k.concurrency, k.budget_day, k.budget_month, k.budget_total,
         CASE WHEN k.models_restricted THEN ARRAY(SELECT model FROM api_key_model WHERE key_id = k.id) END AS models,
         (SELECT jsonb_object_agg(model, to_jsonb(tiers)) FROM model_tier)::text AS tiers
     FROM api_key k JOIN tenant t ON t.id = k.tenant_id
@@ -198,6 +199,7 @@ def key_of(row: asyncpg.Record) -> Key:
         max_tokens=row["max_tokens"],
         limits=Limits(**{name: row[name] for name in LIMITS}),
         tiers=tiers_of(row["tiers"]),
+        counts_as=row["counts_as"],
     )
 
 

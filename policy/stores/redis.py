@@ -118,14 +118,14 @@ class RedisStore:
         own = key.limits != Limits()
         reply = await self._link.script(
             ADMIT,
-            (keys.tenant(tenant.id), keys.key(key.id), keys.reservations, keys.leases, keys.events, keys.about,
+            (keys.tenant(tenant.id), keys.key(key.counted), keys.reservations, keys.leases, keys.events, keys.about,
              keys.refusals, keys.progress, *(keys.scope(scope.name) for scope in plan.scopes),
              *([keys.scope(f"sg:{key.prefix}:{plan.signature}")] if plan.signature else ())),
             (self.clock, plan.request_id, plan.mode + "+" if plan.counted else plan.mode, plan.model, plan.prompt_bytes,
              plan.cap, "1" if plan.explicit else "0", plan.completions, LEASE_MS, self._epoch, _identity(plan),
              _event(plan), "" if known is None else _known(known), "1" if own else "0", *_limits(tenant.limits),
-             *(_limits(key.limits) if own else _NO_LIMITS), neighbourhood(plan.address), self._kept, tenant.id, key.id,
-             len(plan.scopes), REMEMBERED * 1000 if plan.signature else "",
+             *(_limits(key.limits) if own else _NO_LIMITS), neighbourhood(plan.address), self._kept, tenant.id,
+             key.counted, len(plan.scopes), REMEMBERED * 1000 if plan.signature else "",
              *(figure for scope in plan.scopes for figure in (scope.keep_ms, *_limits(scope.limits)))),
         )  # fmt: skip
         verdict = reply[0].decode()
@@ -149,7 +149,7 @@ class RedisStore:
         """Replace the reservation of `grant` by what was used; safe to repeat. Returns settled, done or late."""
         identity = Identity(
             grant.started_at, grant.tenant_id, grant.tenant, grant.key_id, grant.key_prefix, grant.model,
-            grant.endpoint, grant.scopes,
+            grant.endpoint, grant.scopes, grant.counts_as,
         )  # fmt: skip
         return await self._settle(
             grant.request_id, identity, settlement, epoch=grant.epoch, estimate=grant.prompt_tokens
@@ -174,7 +174,7 @@ class RedisStore:
         prompt = -1 if settlement.prompt_tokens is None else settlement.prompt_tokens
         reply = await self._link.script(
             SETTLE,
-            (keys.tenant(identity.tenant_id), keys.key(identity.key_id), keys.reservations, keys.leases, keys.events,
+            (keys.tenant(identity.tenant_id), keys.key(identity.counted), keys.reservations, keys.leases, keys.events,
              keys.about, keys.progress, keys.scope(f"late:{request_id}"),
              *(keys.scope(name) for name in identity.scopes)),
             (self.clock, request_id, epoch, prompt, settlement.completion_tokens, "1" if settlement.exact else "0",
@@ -309,7 +309,7 @@ def _identity(plan: Plan) -> str:
     return _pack(
         Identity(
             plan.started_at, key.tenant.id, key.tenant.name, key.id, key.prefix, plan.model, plan.endpoint,
-            tuple(scope.name for scope in plan.scopes),
+            tuple(scope.name for scope in plan.scopes), key.counts_as or 0,
         )
     )  # fmt: skip
 
@@ -318,7 +318,8 @@ def _pack(identity: Identity) -> str:
     return _ENCODER.encode(
         {"s": str(identity.started_at), "t": identity.tenant_id, "tn": identity.tenant, "k": identity.key_id,
          "kp": identity.key_prefix, "model": identity.model, "ep": identity.endpoint,
-         **({"x": identity.scopes} if identity.scopes else {})},
+         **({"x": identity.scopes} if identity.scopes else {}),
+         **({"ka": identity.counts_as} if identity.counts_as else {})},
     )  # fmt: skip
 
 
@@ -326,7 +327,7 @@ def _unpack(packed: bytes) -> Identity:
     held = json.loads(packed)
     return Identity(
         int(held["s"]), held["t"], held["tn"], held["k"], held["kp"], held["model"], held["ep"],
-        tuple(held.get("x", ())),
+        tuple(held.get("x", ())), held.get("ka", 0),
     )  # fmt: skip
 
 

@@ -43,8 +43,8 @@ _SAVE_TENANT = """
 """
 _ADD_KEY = """
     INSERT INTO api_key (prefix, hash, tenant_id, owner, label, created_at, expires_at, disabled, revoked_at,
-        models_restricted, max_tokens, rpm, tpm, concurrency, budget_day, budget_month, budget_total)
-    VALUES ($1, $2, $3, $4, $5, coalesce($6, now()), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+        models_restricted, max_tokens, rpm, tpm, concurrency, budget_day, budget_month, budget_total, counts_as)
+    VALUES ($1, $2, $3, $4, $5, coalesce($6, now()), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
     ON CONFLICT (prefix) DO NOTHING RETURNING id
 """
 _SAVE_KEY = """
@@ -150,13 +150,14 @@ class Registry:
             key.models is not None,
             key.max_tokens,
             *_figures(key.limits),
+            key.counts_as,
         )
         if key_id is not None:
             await self._connection.execute(_PUT_KEY_MODELS, key_id, sorted(key.models or ()))
         return key_id
 
     async def save_key(self, key: Key, *, successor_id: int | None = None) -> None:
-        """Replace all but prefix, hash, tenant and stamps; `successor_id` is the key that takes over from this one."""
+        """Replace all but prefix, hash, tenant, counters and stamps; `successor_id` is the key that takes over."""
         await self._connection.execute(
             _SAVE_KEY,
             key.id,

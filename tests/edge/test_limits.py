@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.harness import MODELS, eventually, request_id, text
+from tests.harness import MODELS, Client, eventually, request_id, text
 
 if TYPE_CHECKING:
-    from tests.harness import Client, Gateway
+    from tests.harness import Gateway
 
 
 def refused(response: httpx.Response, what: str, most: int = 60) -> int:
@@ -104,6 +104,26 @@ def test_budgets(gateway: Gateway, period: str, most: int) -> None:
     assert answer.json()["error"]["type"] == "budget_exceeded"
     refused(answer, "budget", most)
     assert answer.headers["x-budget-period"] == period
+
+
+def test_a_rotation_is_no_way_to_more(gateway: Gateway) -> None:
+    """Old key and new one share limits and budgets, and what the old one used stays used."""
+    client = gateway.client(None, "--rpm", "5", "--budget-total", "1000")
+    spent = [client.chat("x !tokens=50") for _ in range(2)]
+    assert [answer.headers["x-budget-tokens-remaining"] for answer in spent] == ["1000", "948"]
+    made = gateway.paddock("rotate-key", client.prefix, "--grace", "1h")
+    successor = Client(made["key"], made["prefix"], made["tenant"], gateway.http(made["key"]))
+    first = successor.chat("x !tokens=50")
+    assert first.headers["x-budget-tokens-remaining"] == "896"
+    assert first.headers["x-ratelimit-remaining-requests"] == "2"
+    assert client.chat("x !tokens=50").headers["x-budget-tokens-remaining"] == "844"
+    gateway.audit(request_id(first))
+    third = gateway.http(gateway.paddock("rotate-key", made["prefix"], "--grace", "0s")["key"])
+    assert third.get("/api/tags").headers["x-budget-tokens-remaining"] == "792"
+    refused(third.get("/api/tags"), "requests per minute")
+    # Each has its own line in the report all the same.
+    used = gateway.paddock("usage", "--by", "key", "--tenant", client.tenant)["rows"]
+    assert {row["key_prefix"] for row in used} == {client.prefix, made["prefix"]}
 
 
 def test_a_budget_that_pays_for_twenty(gateway: Gateway) -> None:

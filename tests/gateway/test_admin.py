@@ -259,9 +259,11 @@ def test_rotation_leaves_both_keys_good_for_the_grace(paddock: Paddock) -> None:
     assert "rotating" in paddock("rotate-key", old["prefix"], status=1)
     [row] = asyncio.run(execute(paddock.database, "SELECT successor_id FROM api_key WHERE prefix = $1", old["prefix"]))
     assert row["successor_id"] == after.id
+    assert (before.counted, after.counted) == (before.id, before.id)
     again = paddock.json("rotate-key", after.prefix, "--grace", "0s")
     assert again["rotated"]["prefix"] == after.prefix
     assert again["rotated"]["state"] == "revoked"
+    assert paddock.stored(again["prefix"]).counted == before.id  # the first of them, however many came in between
 
 
 @pytest.mark.parametrize(

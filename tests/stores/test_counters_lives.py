@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from policy.rules.decision import Reason
 from policy.rules.events import Entry
 from policy.rules.faults import StoreDown
 from policy.rules.limits import Limits
@@ -33,6 +34,29 @@ def test_a_store_that_lost_everything_is_another_one(store: Open) -> None:
             assert await counters.settle(given[1], used(2, 4)) == "done"
             tally = await admit(counters, plan("last", of, cap=1))
             assert (tally.scopes[0].total, tally.scopes[0].open) == (10, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_rotated_key_and_the_one_before_have_one_set_of_counters(store: Open) -> None:
+    """While both are good, and in a store that lost what it had: of events that wait, too."""
+
+    async def scenario() -> None:
+        async with store() as counters:
+            bounds = Limits(rpm=10, concurrency=3, budget_total=100)
+            old = key(bounds, number=9)
+            new = replace(key(bounds, number=10), counts_as=9)
+            asked = [plan(0, old), plan(1, new), plan(2, new)]
+            given = [replace(grant(one, await admit(counters, one)), counts_as=one.key.counts_as or 0) for one in asked]
+            tally = await admit(counters, plan(3, old))
+            assert (tally.refused, tally.scopes[1].requests, tally.scopes[1].under_way) == (Reason.CONCURRENCY, 3, 3)
+            assert await counters.settle(given[0], used(0, 5)) == "settled"
+            assert await counters.settle(given[1], used(0, 10)) == "settled"
+            (tally,) = [await admit(counters, plan(4, old))]
+            assert (tally.refused, tally.scopes[1].total, tally.scopes[1].open) == (None, 15, 10)
+            await flush(counters)
+            assert await counters.settle(given[2], used(0, 20)) == "late"
+            assert (await admit(counters, plan(5, old))).scopes[1].total == 20
 
     asyncio.run(scenario())
 

@@ -45,6 +45,38 @@ def test_seeds_say_what_was_used_and_up_to_which_event(database: str, valkey: Va
     asyncio.run(scenario())
 
 
+def test_a_rotated_key_goes_on_with_what_those_before_it_used(database: str, valkey: Valkey) -> None:
+    async def scenario() -> None:
+        today = datetime(2027, 1, 15, tzinfo=UTC).date()
+        async with books(database, valkey):
+            connection = await asyncpg.connect(database)
+            await connection.execute("INSERT INTO tenant (name) VALUES ('acme')")
+            tenant = await connection.fetchval("SELECT id FROM tenant")
+            ids = []
+            for number, of in enumerate((None, 0, 0, None)):
+                ids.append(
+                    await connection.fetchval(
+                        "INSERT INTO api_key (prefix, hash, tenant_id, counts_as) VALUES ($1, $2, $3, $4) RETURNING id",
+                        f"nz_rotated{number:02d}",
+                        "$argon2id$",
+                        tenant,
+                        None if of is None else ids[of],
+                    )
+                )
+                await connection.execute(
+                    "INSERT INTO usage_daily SELECT $1, $2, $3, 'a', 1, $4, 0, 0, 0, 0, 0",
+                    today, tenant, ids[-1], 10**number,
+                )  # fmt: skip
+            known = await seeds(connection, tenant, ids[0], today)
+            assert (known.tenant.total, known.key.day_tokens, known.key.month_tokens, known.key.total) == (
+                1111, 111, 111, 111,
+            )  # fmt: skip
+            assert (await seeds(connection, tenant, ids[3], today)).key.total == 1000
+            await connection.close()
+
+    asyncio.run(scenario())
+
+
 def test_seeds_wait_for_events_that_are_being_written(database: str, valkey: Valkey) -> None:
     """They have been read from a store that may lose them at any moment: a sum without them would be too small."""
 
