@@ -1291,6 +1291,21 @@ local function settle(handle, text, used)
   end
 end
 
+-- Of an upstream's headers those that say how to read the body (as processor/answers.py has them): what else it says may
+-- name its machine, or mean something to browsers. What policy says to the client comes later on the way out.
+local KEPT = {
+  [":status"] = true, ["content-type"] = true, ["content-length"] = true, ["content-encoding"] = true,
+  ["transfer-encoding"] = true,
+}
+
+local function keep_to_the_body(headers)
+  local others = {}
+  for name in pairs(headers) do -- nothing may be removed meanwhile
+    if not KEPT[name] then others[#others + 1] = name end
+  end
+  for _, name in ipairs(others) do headers:remove(name) end
+end
+
 -- An upstream's error, in our words.
 local function replace(handle, text, grant, status)
   local code, kind, message = paddock.clean_status(status)
@@ -1381,6 +1396,7 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   local status = tonumber(headers:get(":status")) or 0
   if status == 503 and noted(handle, "refused") then return end
+  keep_to_the_body(headers)
   local endpoint, cap, hide, estimate, started, id = match(meant, "^(%S+) (%d+) ([01]) (%d+) (%d+) (%S+)")
   local grant = {
     endpoint = endpoint, cap = tonumber(cap), hide_usage = hide == "1", prompt_tokens = tonumber(estimate),

@@ -8,12 +8,19 @@ not use, byte for byte.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from policy.rules.decision import Deny, Reason, error_body
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MESSAGE = "upstream error"
 RETRY_AFTER = 1  # seconds: Ollama refuses when its queue is full, which passes as soon as one answer ends
+
+
+# Headers that say how to read a body. What else an upstream says may name its machine, or mean something to browsers.
+_KEPT = frozenset(("content-type", "content-length", "content-encoding", "transfer-encoding"))
 
 
 class Answer(NamedTuple):
@@ -43,6 +50,11 @@ _BY_STATUS: dict[int, tuple[int, str, str]] = {
     429: _BUSY,
     503: _BUSY,
 }
+
+
+def foreign(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of an upstream's headers that no client is to see."""
+    return tuple(name for name in names if name not in _KEPT and name[:1] != ":")
 
 
 def clean_status(status: int) -> tuple[int, str, str]:

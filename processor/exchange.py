@@ -13,7 +13,7 @@ from policy.rules.decision import error_body
 from policy.rules.grant import Duty, Grant
 from policy.rules.settlement import Settlement
 from policy.rules.splices import apply
-from processor.answers import clean_status
+from processor.answers import clean_status, foreign
 from processor.show import sanitize, sanitize_model
 from processor.usage import meter_for
 
@@ -66,6 +66,7 @@ class Exchange:
     detail: bool = False  # errors carry `detail`, which envelope clients read
     _meter: Meter | None = field(default=None, repr=False)
     _failed: bool = False
+    _foreign: tuple[str, ...] = ()  # names of headers that end here
 
     def request_headers(self, end: bool) -> Verdict:
         """The request's headers; `end` where no body follows."""
@@ -86,16 +87,17 @@ class Exchange:
             return self._error(503, "unavailable", "temporarily unavailable")
         return Pass(body=changed, set_headers=(("content-length", str(len(changed))),))
 
-    def response_headers(self, headers: Mapping[str, str], end: bool, now: float) -> Verdict:
+    def response_headers(self, headers: Mapping[str, str], end: bool, now: float) -> Pass:
         """The response's headers, the upstream's or (where Envoy answered itself) Envoy's own."""
         self.status = int(headers.get(":status", "0") or 0)
+        self._foreign = foreign(headers)
         if self.status >= 400 or self.status < 200:
             self._failed = True
             return self._replaced(*clean_status(self.status), replace=True)
         if end:
-            return Pass(ended=True)
+            return Pass(remove_headers=self._foreign, ended=True)
         if self.grant.duty is Duty.SHOW:
-            return Pass(body_mode="buffer")
+            return Pass(remove_headers=self._foreign, body_mode="buffer")
         self._meter = meter_for(
             self.grant.endpoint,
             content_type=headers.get("content-type", ""),
@@ -106,7 +108,8 @@ class Exchange:
         )
         # A changed or hidden chunk makes any stated length wrong; Envoy sends the body chunked instead.
         changes = self.grant.stream and "content-length" in headers
-        return Pass(body_mode="stream", remove_headers=("content-length",) if changes else ())
+        wrong = ("content-length",) if changes else ()
+        return Pass(body_mode="stream", remove_headers=(*self._foreign, *wrong))
 
     def response_body(self, chunk: bytes, end: bool, now: float) -> Verdict:
         """A chunk of the answer, or all of it where it was asked for whole."""
@@ -178,7 +181,9 @@ class Exchange:
         headers that policy added; an answer of our own at this point would not."""
         body = error_body(status, kind, message, self.grant.request_id, detail=self.detail)
         headers = (*_error_headers(status), ("content-length", str(len(body))), (":status", str(status)))
-        return Pass(headers, ("content-encoding", "transfer-encoding"), body, replace=replace, ended=True)
+        said = dict(headers)
+        gone = tuple(name for name in self._foreign if name not in said)
+        return Pass(headers, (*gone, "content-encoding", "transfer-encoding"), body, replace=replace, ended=True)
 
     def _error(self, status: int, kind: str, message: str) -> Answer:
         body = error_body(status, kind, message, self.grant.request_id)

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from policy.rules.decision import Deny, Reason
@@ -137,8 +137,8 @@ class SealedExchange:
         if end or not plain or streams != client.stream or exchange.status >= 300:
             return exchange.unusable(replace=True)  # nothing that could be read, and so nothing to be sealed
         if client.stream:
-            return Pass(((STREAM, STREAM_VERSION),), ("content-length",), body_mode="stream")
-        return Pass(body_mode="buffer")
+            return Pass(((STREAM, STREAM_VERSION),), (*verdict.remove_headers, "content-length"), body_mode="stream")
+        return Pass(remove_headers=verdict.remove_headers, body_mode="buffer")
 
     async def response_body(self, chunk: bytes, end: bool, now: float) -> Verdict:
         if self._sealer is not None:
@@ -206,10 +206,10 @@ class SealedExchange:
         return self.denied(denial)
 
     def denied(self, denial: Deny) -> Answer:
-        """The refusal as its client reads it: of 400s there is only one, whatever they are about."""
+        """The refusal as its client reads it: of 400s there is only one, whatever they are about. How key and tenant
+        stand is in policy's headers already, which Envoy adds to whatever is answered."""
         self.outcome = self.outcome or denial.reason.value
-        if denial.status == 400:
-            denial = Deny(Reason.ENVELOPE, headers=denial.headers)
+        denial = Deny(Reason.ENVELOPE) if denial.status == 400 else replace(denial, headers=())
         body = denial.body(self.grant.request_id, detail=True)
         headers = (("content-type", "application/json"), *denial.answer_headers)
         return Answer(denial.status, body, headers, details="paddock_envelope")

@@ -44,4 +44,5 @@ What it saw
 `GET /__demo/requests`              the last 10000 requests of any kind, with headers and the start of the body
 `POST /__demo/reset`                forget both
 `PUT /__demo/models`                a JSON list of names: install these models and no others
+`PUT /__demo/headers`               a JSON list of [name, value]: every answer from now on has these headers too
 """

@@ -24,7 +24,7 @@ from gateway.demo.models import Library, Refused
 from gateway.demo.wire import JSON, Channel, ClientGone, Request, gone, read
 
 if TYPE_CHECKING:
-    from gateway.demo.wire import Receive, Scope, Send
+    from gateway.demo.wire import Message, Receive, Scope, Send
 
 VERSION = "0.24.1"
 Parse: TypeAlias = Callable[[Json, Library], tuple[Ask, Dialect]]
@@ -72,9 +72,11 @@ class App:
     def __init__(self) -> None:
         self.library = Library()
         self.journal = Journal()
+        self.added: list[tuple[bytes, bytes]] = []  # headers of every answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic_ns()
+        send = self._adding(send)
         try:
             request = await read(scope, receive)
         except ClientGone:
@@ -92,6 +94,14 @@ class App:
             await exchange.channel.whole(403, b"", _TEXT)
         else:
             await self._route(exchange)
+
+    def _adding(self, send: Send) -> Send:
+        async def sends(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *self.added]}
+            await send(message)
+
+        return sends if self.added else send
 
     async def _route(self, exchange: Exchange) -> None:
         request = exchange.request
@@ -218,6 +228,9 @@ class App:
                     await exchange.json({"error": str(error)}, 400)
                 else:
                     await exchange.json({"models": [model.name for model in self.library.newest()]})
+            case "PUT", "/__demo/headers":
+                self.added = [(name.encode(), value.encode()) for name, value in json.loads(request.body)]
+                await exchange.json({"status": "added"})
             case _:
                 await exchange.text(404, "404 page not found")
 
