@@ -199,7 +199,7 @@ class MemoryStore:
             return "done"
         self._late.add(grant.request_id)
         prompt = grant.prompt_tokens if settlement.prompt_tokens is None else settlement.prompt_tokens
-        day, month = calendar(self.now)
+        day, month = calendar(min(grant.started_at // 1000, self.now))
         identity = Identity(
             grant.started_at, grant.tenant_id, grant.tenant, grant.key_id, grant.key_prefix, grant.model,
             grant.endpoint, grant.scopes, grant.counts_as,

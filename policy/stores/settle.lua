@@ -50,7 +50,8 @@ else
   if sweeps then return 'done' end
   if prompt < 0 then prompt = tonumber(ARGV[9]) end
   identity = ARGV[8]
-  day, month = calendar(now)
+  -- The day of its admission, which nobody has written down here: Envoy's clock tells when it came.
+  day, month = calendar(math.min(math.floor(tonumber(cjson.decode(identity).s) / 1000), now))
   if known == ARGV[3] then
     -- Settled before, all but surely. A replica that took over may have missed both the admission and that: the ledger
     -- knows, and takes the first settlement that it sees.

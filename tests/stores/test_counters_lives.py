@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from policy.rules.decision import Reason
-from policy.rules.events import Entry
+from policy.rules.events import Entry, read
 from policy.rules.faults import StoreDown
 from policy.rules.limits import Limits
 from policy.rules.settlement import Known, Seed
 from policy.stores.redis import KEYS
-from tests.stores.counting import DAY, MONTH, NOTHING, Open, admit, flush, grant, key, plan, used
+from tests.stores.counting import DAY, MONTH, NOTHING, UNUSED, Open, admit, flush, grant, key, plan, used
 
 
 def test_a_store_that_lost_everything_is_another_one(store: Open) -> None:
@@ -34,6 +35,31 @@ def test_a_store_that_lost_everything_is_another_one(store: Open) -> None:
             assert await counters.settle(given[1], used(2, 4)) == "done"
             tally = await admit(counters, plan("last", of, cap=1))
             assert (tally.scopes[0].total, tally.scopes[0].open) == (10, 1)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_lost_is_charged_to_the_day_of_its_admission(store: Open) -> None:
+    """The store loses everything while an answer runs over midnight, at a month's end."""
+
+    async def scenario() -> None:
+        async with store() as counters:
+            evening = round(datetime(2027, 1, 31, 23, 59, tzinfo=UTC).timestamp() * 1000)
+            counters.clock = str(evening)
+            of = key(tenant=Limits(budget_day=100, budget_month=100, budget_total=100))
+            asked = [plan(number, of, started_at=evening * 1000) for number in range(2)]
+            given = [grant(one, await admit(counters, one, UNUSED)) for one in asked]
+            await flush(counters)
+            counters.clock = str(evening + 120_000)
+            assert await counters.settle(given[0], used(0, 4)) == "late"  # before anybody asks: the event is all there is
+            figures = (await admit(counters, plan("next", of, cap=1), UNUSED)).scopes[0]
+            assert (figures.day, figures.month, figures.total) == (0, 0, 4)
+            assert await counters.settle(given[1], used(0, 5)) == "late"
+            figures = (await admit(counters, plan("last", of, cap=1))).scopes[0]
+            assert (figures.day, figures.month, figures.total) == (0, 0, 9)
+            events = [read(fields) for _, fields in (await counters.events(7, 100)).entries]
+            days = [event.facts["day"] for event in events if event.kind == "settlement"]
+            assert days == [evening // 86_400_000] * 2, "the report's day"
 
     asyncio.run(scenario())
 

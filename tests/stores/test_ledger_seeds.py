@@ -52,7 +52,7 @@ def test_a_rotated_key_goes_on_with_what_those_before_it_used(database: str, val
             connection = await asyncpg.connect(database)
             await connection.execute("INSERT INTO tenant (name) VALUES ('acme')")
             tenant = await connection.fetchval("SELECT id FROM tenant")
-            ids = []
+            ids: list[int] = []
             for number, of in enumerate((None, 0, 0, None)):
                 ids.append(
                     await connection.fetchval(
