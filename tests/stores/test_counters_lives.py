@@ -51,7 +51,7 @@ def test_what_was_lost_is_charged_to_the_day_of_its_admission(store: Open) -> No
             given = [grant(one, await admit(counters, one, UNUSED)) for one in asked]
             await flush(counters)
             counters.clock = str(evening + 120_000)
-            assert await counters.settle(given[0], used(0, 4)) == "late"  # before anybody asks: the event is all there is
+            assert await counters.settle(given[0], used(0, 4)) == "late"  # its event is all there is
             figures = (await admit(counters, plan("next", of, cap=1), UNUSED)).scopes[0]
             assert (figures.day, figures.month, figures.total) == (0, 0, 4)
             assert await counters.settle(given[1], used(0, 5)) == "late"
