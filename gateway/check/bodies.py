@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
 
 from gateway.check.newer_types import BodySizeLimit
-from gateway.check.site import Finding, Link, Path, Rule, Site, to_upstream
+from gateway.check.site import Finding, Link, Path, Rule, Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def check(site: Site) -> Iterator[Finding]:
         if body.allow_partial_message or not body.pack_as_bytes:
             yield site.finding(WHOLE, "policy is not given the whole body as bytes", authz, "with_request_body")
     for path in site.routes():
-        if to_upstream(path.route):
+        if site.to_upstream(path.route):
             yield from _buffer(site, path, _largest(site, path, limit))
 
 

@@ -19,7 +19,7 @@ from gateway.check.site import POLICY, Finding, Rule, Site
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envoy_data_plane.envoy.config.core.v3 import Address
+    from envoy_data_plane.envoy.config.core.v3 import Address, ConfigSource
 
 ADMIN = Rule(
     "admin-loopback", "whoever reaches it can stop Envoy and read its settings", "listen on 127.0.0.1 or a pipe"
@@ -104,6 +104,9 @@ def _dynamic(site: Site) -> Iterator[Finding]:
     for name in ("lds_config", "lds_resources_locator", "ads_config"):
         if dynamic is not None and getattr(dynamic, name):
             yield site.finding(ELSEWHERE, f"listeners come by {name}", dynamic, name)
+    clusters = dynamic.cds_config if dynamic is not None else None
+    if dynamic is not None and (dynamic.cds_resources_locator or (clusters is not None and not _from_file(clusters))):
+        yield site.finding(ELSEWHERE, "clusters come over the network", dynamic, "cds_config")
     static = site.bootstrap.static_resources
     if static is None or not static.listeners:
         yield site.finding(ELSEWHERE, "there is no listener", static or site.bootstrap)
@@ -119,6 +122,10 @@ def _dynamic(site: Site) -> Iterator[Finding]:
         for one in manager.http_filters:
             if one.config_discovery is not None:
                 yield site.finding(ELSEWHERE, f"{one.name} comes by config_discovery", one, "config_discovery")
+
+
+def _from_file(source: ConfigSource) -> bool:
+    return source.path_config_source is not None or bool(source.path)
 
 
 def _network_filters(site: Site) -> Iterator[Finding]:
@@ -160,8 +167,8 @@ def _removed_early(site: Site, manager: HttpConnectionManager) -> tuple[set[str]
             if mutation.remove:
                 names.add(mutation.remove.lower())
             matcher = mutation.remove_on_match.key_matcher if mutation.remove_on_match else None
-            if matcher is not None and matcher.prefix:
-                prefixes.add(matcher.prefix.lower())
+            if matcher is not None and matcher.prefix:  # Envoy compares it with names in small letters, as it stands
+                prefixes.add(matcher.prefix.lower() if matcher.ignore_case else matcher.prefix)
     return prefixes, names
 
 

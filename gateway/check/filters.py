@@ -79,10 +79,11 @@ FORGED = Rule(
     "what stands there counts as policy's word, or as what an answer used",
     "keep every other filter out of that namespace",
 )
-_HARMLESS = (
+HARMLESS = (
     "BodySizeLimit",  # refuses and changes nothing
     "CredentialInjector",  # the upstream's own key, after ours is gone
 )
+_PROGRAMS = ("Lua", "Wasm", "Config", "DynamicModuleFilter", "ExtensionWithMatcher", "Composite")
 
 
 def check(site: Site) -> Iterator[Finding]:
@@ -90,6 +91,7 @@ def check(site: Site) -> Iterator[Finding]:
         links = site.links(manager)
         yield from _order(site, links)
         yield from _forged(site, links)
+        yield from _unread(site, links)
     yield from _authz(site)
     yield from _processor(site)
 
@@ -116,11 +118,18 @@ def _order(site: Site, links: Sequence[Link]) -> Iterator[Finding]:
         link = links[number]
         if isinstance(link.settings, (ExtAuthz, ExternalProcessor, Router)) or is_meter(link.settings):
             continue
-        if type(link.settings).__name__ not in _HARMLESS:
+        if type(link.settings).__name__ not in HARMLESS:
             yield site.finding(BETWEEN, f"{link.http_filter.name} stands after ext_authz", link.http_filter)
     for link in links:
         if isinstance(link.settings, Router) and link.settings.upstream_http_filters:
             yield site.finding(BETWEEN, "the router has filters of its own", link.settings, "upstream_http_filters")
+
+
+def _unread(site: Site, links: Sequence[Link]) -> Iterator[Finding]:
+    """Scripts and programs may stand before policy; what they do is not in the file."""
+    for link in links:
+        if type(link.settings).__name__ in _PROGRAMS and not is_meter(link.settings):
+            yield site.note(BETWEEN, f"what {link.http_filter.name} does is not read here", link.http_filter)
 
 
 def _forged(site: Site, links: Sequence[Link]) -> Iterator[Finding]:

@@ -19,13 +19,14 @@ Maybe = bool | None
 
 
 def matches(match: RouteMatch, method: str, path: str) -> Maybe:
-    """Whether a route takes `method path`; the path has no query."""
+    """Whether a route takes `method path`. A query string is there for matchers of `:path` alone, as Envoy has it."""
+    bare = path.partition("?")[0]
     open_ends = (
         match.runtime_fraction, match.query_parameters, match.cookies, match.grpc, match.tls_context,
         match.dynamic_metadata, match.filter_state,
     )  # fmt: skip
     depends: list[Maybe] = [None] if any(open_ends) else []
-    return _all([_path(match, path), *(_header(header, method, path) for header in match.headers), *depends])
+    return _all([_path(match, bare), *(_header(header, method, path) for header in match.headers), *depends])
 
 
 def _path(match: RouteMatch, path: str) -> Maybe:

@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import HttpGrpcAcc
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import ExternalProcessor
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua, LuaPerRoute
 
-from gateway.check.site import METER_FILE, Finding, Rule, Site, is_meter, to_upstream
+from gateway.check.site import METER_FILE, Finding, Rule, Site, is_meter
 from gateway.launch import shipped_envoy
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check(site: Site) -> Iterator[Finding]:
         if served:
             yield from _told(site, manager)
         for path in served:
-            if to_upstream(path.route) and site.serving(path, ExternalProcessor):
+            if site.to_upstream(path.route) and site.serving(path, ExternalProcessor):
                 yield site.finding(TWICE, "the meter and ext_proc are both on", path.route)
     for path in site.routes():
         yield from _swapped(site, path)

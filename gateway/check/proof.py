@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,7 +13,19 @@ import yaml
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 
-from gateway.check import bodies, edge, filters, http_checks, meter, routes, tracing, upstreams
+from gateway.check import (
+    bodies,
+    certificates,
+    edge,
+    filters,
+    http_checks,
+    meter,
+    once,
+    quotes,
+    routes,
+    tracing,
+    upstreams,
+)
 from gateway.check.document import Document, Plain, Unreadable, read
 from gateway.check.site import METER_FILE, Finding, Rule, Site
 from gateway.check.typed import Typed
@@ -22,15 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CHECKS = (
-    edge.check, filters.check, http_checks.check, meter.check, routes.check, bodies.check, upstreams.check,
-    tracing.check,
+    edge.check, filters.check, http_checks.check, meter.check, routes.check, once.check, bodies.check, upstreams.check,
+    certificates.check, quotes.check, tracing.check,
 )  # fmt: skip
-RULES: tuple[Rule, ...] = tuple(
-    rule
-    for module in (edge, filters, http_checks, meter, routes, bodies, upstreams, tracing)
-    for rule in vars(module).values()
-    if isinstance(rule, Rule)
-)
+_MODULES = (edge, filters, http_checks, meter, routes, once, bodies, upstreams, certificates, quotes, tracing)
+RULES: tuple[Rule, ...] = tuple(rule for module in _MODULES for rule in vars(module).values() if isinstance(rule, Rule))
 _UNREADABLE = "unreadable"
 _CLUSTER_URL = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 _PATIENCE = 60  # seconds for `envoy --mode validate`
@@ -78,8 +87,8 @@ def validated(main: Document, others: Sequence[Document], envoy: Path) -> Findin
     static = dict(static) if isinstance(static, dict) else {}
     static["clusters"] = [*_listed(static.get("clusters")), *(one for other in others for one in _folded(other))]
     whole["static_resources"] = static
-    _point_at_meter(whole)
     with tempfile.TemporaryDirectory(prefix="paddock-check-") as directory:
+        _point_at_files(whole, Path(directory))
         path = Path(directory) / "envoy.yaml"
         path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
         command: list[str | Path] = [
@@ -98,21 +107,46 @@ def validated(main: Document, others: Sequence[Document], envoy: Path) -> Findin
             return Finding(main.name, 1, "envoy", f"Envoy could not be asked: {error}")
     if done.returncode == 0:
         return None
-    words = " ".join((done.stderr or done.stdout).split())
+    words = _spoken(done.stderr or done.stdout).replace(str(path), main.name)
     return Finding(main.name, 1, "envoy", f"Envoy does not take it: {words[:500]}", mend="correct what it names")
 
 
-def _point_at_meter(value: Plain) -> None:
-    """The meter's script, where it does not lie on this machine as it will on Envoy's: the shipped one."""
+def _point_at_files(value: Plain, directory: Path) -> None:
+    """For what does not lie on this machine as it will on Envoy's: the shipped meter, and empty files of secrets."""
     if isinstance(value, list):
         for one in value:
-            _point_at_meter(one)
+            _point_at_files(one, directory)
     elif isinstance(value, dict):
         name = value.get("filename")
         if isinstance(name, str) and Path(name).name == METER_FILE and not Path(name).exists():
             value["filename"] = str(shipped_envoy() / METER_FILE)
+        for key in ("sds_config", "sdsConfig"):
+            _stand_in(value.get(key), directory)
         for one in value.values():
-            _point_at_meter(one)
+            _point_at_files(one, directory)
+
+
+def _stand_in(source: Plain, directory: Path) -> None:
+    """Secrets that come from a file: Envoy wants it to exist, and reads it when it runs."""
+    if not isinstance(source, dict):
+        return
+    for key in ("path_config_source", "pathConfigSource"):
+        named = source.get(key)
+        if isinstance(named, dict) and isinstance(named.get("path"), str) and not Path(str(named["path"])).exists():
+            empty = directory / "secrets.yaml"
+            empty.write_text("resources: []\n", encoding="utf-8")
+            source[key] = {"path": str(empty)}
+
+
+def _spoken(text: str) -> str:
+    """The words of Envoy's log, which is in lines of JSON where the configuration says so."""
+    words = []
+    for line in text.splitlines():
+        try:
+            words.append(str(json.loads(line)["event"]))
+        except (ValueError, KeyError, TypeError):
+            words.append(line)
+    return " ".join(" ".join(words).split())
 
 
 def _listed(value: Plain) -> list[Plain]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from envoy_data_plane.envoy.config.rbac.v3 import RbacAction
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz, ExtAuthzPerRoute
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
@@ -13,11 +14,13 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac, RbacPerRoute
 
 from gateway.check.matching import matches
-from gateway.check.site import OWN, PAGES, Finding, Path, Rule, Site, destinations, to_upstream
+from gateway.check.site import OWN, PAGES, Finding, Path, Rule, Site, destinations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from envoy_data_plane.envoy.config.rbac.v3 import Principal
+    from envoy_data_plane.envoy.config.rbac.v3 import Rbac as RbacRules
     from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, VirtualHost
 
 BLOCKED = Rule(
@@ -38,7 +41,8 @@ CATCH_ALL = Rule(
 UNGUARDED = Rule(
     "unguarded-route",
     "anybody could use Ollama on it, unmetered",
-    "remove what turns the filter off for this route, or turn the meter on where ext_proc is off",
+    "remove what turns the filter off for this route, or turn the meter on where ext_proc is off; where it leads to "
+    "something else than Ollama, say so in that cluster: metadata: {filter_metadata: {paddock: {ollama: false}}}",
 )
 OVERRIDDEN = Rule(
     "route-override",
@@ -91,7 +95,7 @@ def check(site: Site) -> Iterator[Finding]:
         yield from _destination(site, path)
         yield from _tunnel(site, path.route)
         yield from _scrape(site, path)
-        if to_upstream(path.route):
+        if site.to_upstream(path.route):
             yield from _guarded(site, path)
             yield from _same_request(site, path)
             yield from _credentials(site, path)
@@ -104,6 +108,7 @@ def _spellings(path: str) -> Iterator[str]:
     yield f"{path}/x"
     yield path.upper()
     yield path.title()
+    yield f"{path}?x"
 
 
 def _refuses(route: Route) -> bool:
@@ -179,8 +184,28 @@ def _scrape(site: Site, path: Path) -> Iterator[Finding]:
         if isinstance(link.settings, Rbac):
             said = site.per_route(path, link.http_filter)
             if isinstance(said, RbacPerRoute) and said.rbac is not None and said.rbac.rules is not None:
+                if not _narrow(said.rbac.rules):
+                    yield site.finding(SCRAPE, "everybody may read /metrics", said.rbac.rules)
                 return
     yield site.finding(SCRAPE, "everybody may read /metrics", route)
+
+
+def _narrow(rules: RbacRules) -> bool:
+    """Whether the rules let through callers of some addresses alone."""
+    if rules.action is not RbacAction.ALLOW:
+        return False
+    return all(_few(one) for policy in rules.policies.values() for one in policy.principals)
+
+
+def _few(principal: Principal) -> bool:
+    if principal.or_ids is not None:
+        return all(_few(one) for one in principal.or_ids.ids)
+    if principal.and_ids is not None:
+        return any(_few(one) for one in principal.and_ids.ids)
+    if principal.authenticated is not None:
+        return True
+    place = principal.direct_remote_ip or principal.remote_ip or principal.source_ip
+    return place is not None and bool(place.prefix_len)
 
 
 def _guarded(site: Site, path: Path) -> Iterator[Finding]:
@@ -190,9 +215,12 @@ def _guarded(site: Site, path: Path) -> Iterator[Finding]:
             off = "neither ext_proc nor the meter on" if kind is ExternalProcessor else f"{name} off"
             yield site.finding(UNGUARDED, f"the route leads to {_where(path.route)} with {off}", path.route)
         for link in links:
-            said = site.per_route(path, link.http_filter)
-            for what in _overrides(said):
-                yield site.finding(OVERRIDDEN, f"{name}: {what}", path.route)
+            # Of several levels Envoy joins what they say: a service of the host's holds where a route names none.
+            for level, said in site.all_levels(path, link.http_filter):
+                for what in _overrides(said):
+                    yield site.finding(
+                        OVERRIDDEN, f"{name}: {what}", level, "typed_per_filter_config", link.http_filter.name
+                    )
     action = path.route.route
     for one in action.weighted_clusters.clusters if action and action.weighted_clusters else ():
         if one.typed_per_filter_config:
@@ -205,8 +233,9 @@ def _overrides(said: object) -> Iterator[str]:
         settings = said.check_settings
         if settings.grpc_service is not None or settings.http_service is not None:
             yield "another service decides"
-        if settings.with_request_body is not None and settings.with_request_body.allow_partial_message:
-            yield "policy would see a part of the body"
+        body = settings.with_request_body
+        if body is not None and (body.allow_partial_message or not body.pack_as_bytes):
+            yield "policy would see a part of the body, or a text that is not quite its bytes"
     if isinstance(said, ExtProcPerRoute) and said.overrides is not None:
         overrides = said.overrides
         mode = overrides.processing_mode

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import betterproto2
 from envoy_data_plane.envoy.config.route.v3 import FilterConfig
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpFilter,
@@ -123,8 +124,20 @@ class Site:
         for chain in self.chains():
             for network_filter in chain.filters:
                 settings = self.unpacked(network_filter.typed_config)
-                if isinstance(settings, HttpConnectionManager):
+                if isinstance(settings, HttpConnectionManager) and not self._leads_nowhere(settings):
                     yield settings
+
+    def _leads_nowhere(self, manager: HttpConnectionManager) -> bool:
+        """Whether all that it can do is answer by itself, as the listener does that sends browsers to https."""
+        table = manager.route_config
+        if table is None or table.vhds is not None or any(host.matcher is not None for host in table.virtual_hosts):
+            return False
+        routes = [route for host in table.virtual_hosts for route in host.routes]
+        return (
+            bool(routes)
+            and all(route.redirect is not None or route.direct_response is not None for route in routes)
+            and all(isinstance(link.settings, Router) for link in self.links(manager))
+        )
 
     def links(self, manager: HttpConnectionManager) -> list[Link]:
         """The HTTP filters of a connection manager, in their order."""
@@ -151,8 +164,25 @@ class Site:
         yield from static.clusters if static else ()
         yield from self.clusters
 
+    def to_upstream(self, route: Route) -> bool:
+        """Whether a route leads to anything but the gateway's own services and what a site says is no Ollama."""
+        if route.route is None:
+            return False
+        named = set(destinations(route))
+        return not named or not named <= OWN | self.elsewhere()
+
+    def elsewhere(self) -> set[str]:
+        """The clusters that a site says are no Ollama; `gateway.check.upstreams` asks whether they can be one."""
+        return {cluster.name for cluster in self.every_cluster() if cluster.name not in OWN and _no_ollama(cluster)}
+
     def per_route(self, path: Path, http_filter: HttpFilter) -> betterproto2.Message | None:
         """What the most specific level says of a filter: the route, its virtual host, the table."""
+        return next((said for _, said in self.all_levels(path, http_filter)), None)
+
+    def all_levels(
+        self, path: Path, http_filter: HttpFilter
+    ) -> Iterator[tuple[betterproto2.Message, betterproto2.Message]]:
+        """Each level that says something of a filter, the most specific first, and what."""
         for level in (path.route, path.host, path.table):
             packed = level.typed_per_filter_config.get(http_filter.name)
             if packed is None:
@@ -161,8 +191,7 @@ class Site:
             if isinstance(said, FilterConfig) and said.config is not None and not said.disabled:
                 packed = said.config  # a wrapper: what counts is in it
                 said = self.unpacked(packed)
-            return said or packed  # of a type not known: something, and not nothing
-        return None
+            yield level, said or packed  # of a type not known: something, and not nothing
 
     def metered(self, path: Path) -> list[Link]:
         """The meters that are on for a route."""
@@ -199,10 +228,9 @@ def destinations(route: Route) -> list[str]:
     return [name for name in (action.cluster, *(one.name for one in weighted)) if name]
 
 
-def to_upstream(route: Route) -> bool:
-    """Whether a route leads to anything but the gateway's own services."""
-    return (route.route is not None and not set(destinations(route)) <= OWN) or _unnamed(route)
-
-
-def _unnamed(route: Route) -> bool:
-    return route.route is not None and not destinations(route)
+def _no_ollama(cluster: Cluster) -> bool:
+    said = cluster.metadata.filter_metadata.get(PROCESSOR_NAMESPACE) if cluster.metadata is not None else None
+    value = said.fields.get("ollama") if said is not None else None
+    # The library reads a truth value inside a larger message as its word.
+    told = value is not None and (value.bool_value is False or value.string_value == "false")
+    return told and not cluster.name.startswith("ollama")

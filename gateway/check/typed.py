@@ -69,6 +69,9 @@ class Typed:
         kept: dict[str, Plain] = {}
         for name, value in data.items():
             where = (*path, snake(name))
+            if isinstance(value, dict) and str(value.get("@type")).endswith(".TypedStruct"):
+                why = "what is in a TypedStruct is not read here: give its type_url as @type, and its value beside it"
+                raise Unreadable(self.document.line(where), why)
             if isinstance(value, dict) and "@type" in value and not _importable(value["@type"]):
                 self.unknown.append((where, f"type {value['@type']}"))
             else:

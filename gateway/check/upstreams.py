@@ -1,14 +1,15 @@
-"""The clusters: the Ollama hosts, how one is chosen, and that TLS to them means something."""
+"""The clusters: the Ollama hosts, how one is chosen, and that no two of them are one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from envoy_data_plane.envoy.config.cluster.v3 import ClusterDiscoveryType
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import OverrideHost
-from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import UpstreamTlsContext
 
+from gateway.check.edge import ADMIN
 from gateway.check.site import (
     AUTHZ_NAMESPACE,
     EDGE,
@@ -24,10 +25,10 @@ from gateway.check.site import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from envoy_data_plane.envoy.config.cluster.v3 import Cluster
-    from envoy_data_plane.envoy.config.core.v3 import TransportSocket
+    from envoy_data_plane.envoy.config.core.v3 import Address
 
 KNOWN = Rule(
     "unknown-cluster", "the route would answer 503", "define the cluster in clusters.yaml, or correct its name"
@@ -47,11 +48,6 @@ SHARED = Rule(
     "routes that need no key lead to that cluster",
     "give each cluster its own address",
 )
-VERIFIED = Rule(
-    "tls-unverified",
-    "whoever answers at that address could read prompts, or judge requests",
-    "set a validation_context with trusted_ca, and the name to expect",
-)
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -68,15 +64,19 @@ def check(site: Site) -> Iterator[Finding]:
         needed.add(SETTLING)
     for name in sorted(needed - clusters.keys()):
         yield site.finding(KNOWN, f"no cluster is named {name}", site.bootstrap)
-    upstream = [cluster for name, cluster in clusters.items() if name not in OWN]
+    elsewhere = site.elsewhere()
+    upstream = [cluster for name, cluster in clusters.items() if name not in OWN | elsewhere]
     used = {name for path in site.routes() for name in destinations(path.route)}
     for cluster in upstream:
         if cluster.name in used:
             yield from _choice(site, cluster)
-            yield from _hosts(site, cluster)
             yield from _shared(site, cluster, clusters)
-    for cluster in clusters.values():
-        yield from _verified(site, cluster)
+    for name in sorted(elsewhere):
+        yield from _surely_elsewhere(site, clusters[name], upstream)
+    yield from _hosts(site, [cluster for cluster in upstream if cluster.name in used])
+    for name, cluster in clusters.items():
+        if name in OWN or name in used:
+            yield from _own_addresses(site, cluster)
 
 
 def addresses(cluster: Cluster) -> list[tuple[str, int]]:
@@ -84,12 +84,41 @@ def addresses(cluster: Cluster) -> list[tuple[str, int]]:
     found = []
     for locality in cluster.load_assignment.endpoints if cluster.load_assignment else ():
         for one in locality.lb_endpoints:
-            address = one.endpoint.address if one.endpoint else None
-            if address is not None and address.socket_address is not None:
-                found.append((address.socket_address.address.lower(), address.socket_address.port_value or 0))
-            elif address is not None and address.pipe is not None:
-                found.append((address.pipe.path, 0))
+            if one.endpoint is not None and one.endpoint.address is not None:
+                found += _address(one.endpoint.address)
     return found
+
+
+def _surely_elsewhere(site: Site, cluster: Cluster, upstream: Sequence[Cluster]) -> Iterator[Finding]:
+    """Of a cluster that is said to be no Ollama: that no Ollama has an address of it."""
+    theirs = {one for other in upstream for one in addresses(other)} | {_host(url) for url in site.upstreams}
+    for host, port in sorted(theirs.intersection(addresses(cluster))):
+        yield site.finding(SHARED, f"{cluster.name} is said to be no Ollama, and {host}:{port} is one", cluster)
+    if not addresses(cluster):
+        what = f"{cluster.name} is said to be no Ollama, and its hosts are not in the file"
+        yield site.finding(SHARED, what, cluster)
+
+
+def _own_addresses(site: Site, cluster: Cluster) -> Iterator[Finding]:
+    """A cluster's hosts are those that it lists: no other cluster's, none that a request names, and not Envoy."""
+    packed = cluster.cluster_type.typed_config if cluster.cluster_type is not None else None
+    kind = packed.type_url.rpartition("/")[2] if packed is not None else ""
+    if kind.startswith("envoy.extensions.clusters.aggregate."):
+        yield site.finding(SHARED, f"{cluster.name} is made of other clusters", cluster, "cluster_type")
+    if kind.startswith("envoy.extensions.clusters.dynamic_forward_proxy."):
+        yield site.finding(CHOICE, f"the client's Host chooses where {cluster.name} is", cluster, "cluster_type")
+    if cluster.type is ClusterDiscoveryType.ORIGINAL_DST or cluster.original_dst_lb_config is not None:
+        what = f"the client's connection, or a header, chooses where {cluster.name} is"
+        yield site.finding(CHOICE, what, cluster, "type")
+    admin = site.bootstrap.admin.address if site.bootstrap.admin else None
+    if admin is not None and set(addresses(cluster)).intersection(_address(admin)):
+        yield site.finding(ADMIN, f"{cluster.name} is the admin page", cluster, "load_assignment")
+
+
+def _address(address: Address) -> list[tuple[str, int]]:
+    if address.socket_address is not None:
+        return [(address.socket_address.address.lower(), address.socket_address.port_value or 0)]
+    return [(address.pipe.path, 0)] if address.pipe is not None else []
 
 
 def _choice(site: Site, cluster: Cluster) -> Iterator[Finding]:
@@ -107,15 +136,18 @@ def _choice(site: Site, cluster: Cluster) -> Iterator[Finding]:
                 yield site.finding(CHOICE, f"metadata of {metadata.key} chooses the host", source)
 
 
-def _hosts(site: Site, cluster: Cluster) -> Iterator[Finding]:
-    if not site.upstreams or cluster.name != "ollama":
+def _hosts(site: Site, upstream: Sequence[Cluster]) -> Iterator[Finding]:
+    """PADDOCK_UPSTREAMS and the hosts of all clusters that routes lead to, whatever these are called."""
+    if not site.upstreams or not upstream:
         return
     wanted = {_host(url) for url in site.upstreams}
-    found = set(addresses(cluster))
-    for host, port in sorted(wanted - found):
-        yield site.finding(HOSTS, f"{host}:{port} of PADDOCK_UPSTREAMS is no host of {cluster.name}", cluster)
-    for host, port in sorted(found - wanted):
-        yield site.finding(HOSTS, f"{host}:{port} is not in PADDOCK_UPSTREAMS", cluster)
+    names = ", ".join(cluster.name for cluster in upstream)
+    for host, port in sorted(wanted - {one for cluster in upstream for one in addresses(cluster)}):
+        what = f"{host}:{port} of PADDOCK_UPSTREAMS is no host of {names}"
+        yield site.finding(HOSTS, what, upstream[0])
+    for cluster in upstream:
+        for host, port in sorted(set(addresses(cluster)) - wanted):
+            yield site.finding(HOSTS, f"{host}:{port} is not in PADDOCK_UPSTREAMS", cluster)
 
 
 def _host(url: str) -> tuple[str, int]:
@@ -128,21 +160,3 @@ def _shared(site: Site, cluster: Cluster, clusters: dict[str, Cluster]) -> Itera
         own = addresses(clusters[name]) if name in clusters else []
         for host, port in set(own).intersection(addresses(cluster)):
             yield site.finding(SHARED, f"{name} and {cluster.name} both are {host}:{port}", clusters[name])
-
-
-def _verified(site: Site, cluster: Cluster) -> Iterator[Finding]:
-    sockets: list[TransportSocket | None] = [
-        cluster.transport_socket, *(one.transport_socket for one in cluster.transport_socket_matches)
-    ]  # fmt: skip
-    for socket in sockets:
-        tls = site.unpacked(socket.typed_config) if socket is not None else None
-        if not isinstance(tls, UpstreamTlsContext):
-            continue
-        common = tls.common_tls_context
-        checks = common is not None and (
-            common.validation_context is not None
-            or common.validation_context_sds_secret_config is not None
-            or common.combined_validation_context is not None
-        )
-        if not checks:
-            yield site.finding(VERIFIED, f"TLS to {cluster.name} takes any certificate", tls)

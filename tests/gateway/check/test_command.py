@@ -105,3 +105,18 @@ def test_two_bootstraps_are_two_commands(copy: Callable[..., Path], capsys: pyte
     path = str(copy("envoy.yaml"))
     assert cli.main(["check", path, path]) == 1
     assert "one bootstrap at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "option"), [("envoy.yaml", "tls"), ("envoy.yaml", "mtls"), ("clusters.yaml", "key")])
+def test_certificates_and_keys_need_not_lie_on_this_machine(copy: Callable[..., Path], name: str, option: str) -> None:
+    path = copy(name)
+    path.write_text(path.read_text(encoding="utf-8").replace(f"#{option}# ", ""), encoding="utf-8")
+    assert cli.main(["check", str(path)]) == 0
+
+
+def test_envoys_word_is_words(copy: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy("envoy.yaml", "inline_string: Ollama is running", "filename: /no/such/file")
+    assert cli.main(["check", str(path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path}:1: envoy: Envoy does not take it: error initializing configuration '{path}': ")
+    assert '"event"' not in line

@@ -25,7 +25,7 @@ def _table() -> str:
 
 
 def test_the_step_runs_the_check() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(name: .*?)```", PAGE, re.DOTALL)
     steps = yaml.safe_load(block)["jobs"]["check"]["steps"]
     (command,) = [step["run"] for step in steps if step.get("run", "").startswith("paddock ")]
     args = cli._parser().parse_args(command.split()[1:])
