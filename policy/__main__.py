@@ -162,7 +162,7 @@ async def serve(settings: PolicySettings) -> None:
                 if settings.access_log_file is not None:
                     told = RecoveryTables(postgres, str(settings.access_log_file))
                     source = AccessFile(settings.access_log_file)
-                    kept.create_task(Recovery(source, told, told, journal, lambda: ledger.leading).run())
+                    kept.create_task(Recovery(source, told, told, journal, lambda: ledger.leading, metrics).run())
 
         async with asyncio.TaskGroup() as tasks:
             parts = [

@@ -36,7 +36,7 @@ BYTES_PER_TOKEN = 5  # of an answer that came whole
 class Events(Protocol):
     """Where events are written, and reservations settled."""
 
-    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int: ...
+    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> list[int]: ...
     async def settle(self, grant: Grant, settlement: Settlement) -> str: ...
     async def renew(self, tenant_shard: int, progress: Iterable[tuple[str, int]]) -> None: ...
     def shard_of(self, tenant_id: int | None, address: str) -> int: ...
@@ -55,12 +55,12 @@ class Journal:
         """Requests that are left to their processors for a moment."""
         return len(self._open)
 
-    async def write(self, entries: Iterable[Finished], *, again: bool = False) -> int:
+    async def write(self, entries: Iterable[Finished], *, again: bool = False) -> list[Finished]:
         """Write entries as events, one store call per shard; waits for a store that is down, since no entry may be
         lost, and Envoy keeps what it has not yet sent. `again`: they are out of Envoy's file, in case the stream lost
-        some. Returns how many were news."""
-        news = 0
-        shards: dict[int, list[Entry]] = {}
+        some. Returns those that were news."""
+        news: list[Finished] = []
+        shards: dict[int, list[Finished]] = {}
         for entry in entries:
             if entry.grant and entry.metered:
                 await self._settle_metered(entry)
@@ -68,13 +68,17 @@ class Journal:
                 self._open.append((time.monotonic() + GRACE_SECONDS, entry))
             if not entry.counted:
                 shard = self._events.shard_of(entry.tenant_id, entry.address)
-                shards.setdefault(shard, []).append(entry.entry)
+                shards.setdefault(shard, []).append(entry)
         for shard, found in shards.items():
+            asked = False
             while True:
                 try:
-                    news += await self._events.log(shard, found, again=again)
+                    places = await self._events.log(shard, [entry.entry for entry in found], again=again)
+                    # A call whose answer was lost may have been heard: what it said is news, and no news now.
+                    news += found if asked and not again else [found[place] for place in places]
                     break
                 except StoreDown:
+                    asked = True
                     await asyncio.sleep(STORE_SECONDS)
         return news
 

@@ -50,18 +50,27 @@ class Told(Protocol):
 class Writer(Protocol):
     """Takes down finished requests."""
 
-    async def write(self, entries: Iterable[Finished], *, again: bool = False) -> int: ...
+    async def write(self, entries: Iterable[Finished], *, again: bool = False) -> list[Finished]: ...
+
+
+class Observer(Protocol):
+    """Is told of each refusal that Envoy made by itself and its stream did not tell of. It must not raise."""
+
+    def refused_at_edge(self, reason: str) -> None: ...
 
 
 class Recovery:
     """Reads behind the stream while `leads` says that this process writes the ledger."""
 
-    def __init__(self, source: Source, marks: Marks, told: Told, writer: Writer, leads: Callable[[], bool]) -> None:
+    def __init__(
+        self, source: Source, marks: Marks, told: Told, writer: Writer, leads: Callable[[], bool], observer: Observer
+    ) -> None:
         self._source = source
         self._marks = marks
         self._told = told
         self._writer = writer
         self._leads = leads
+        self._observer = observer
 
     async def run(self) -> None:
         """For ever."""
@@ -108,7 +117,10 @@ class Recovery:
         missing = [entry for entry in missing if not (entry.refused and _counted_in(entry) in counted)]
         news = await self._writer.write(missing, again=True)
         if news:
-            log.info("recovered", extra={"requests": news})
+            log.info("recovered", extra={"requests": len(news)})
+        for entry in news:
+            if entry.edge_reason:
+                self._observer.refused_at_edge(entry.edge_reason)
 
 
 def _counted_in(entry: Finished) -> tuple[int, str]:

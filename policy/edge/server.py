@@ -28,7 +28,7 @@ AT_ONCE = 16  # entries read before checks have their turn: a busy Envoy's messa
 class Journal(Protocol):
     """Takes down finished requests."""
 
-    async def write(self, entries: Iterable[Finished]) -> int: ...
+    async def write(self, entries: Iterable[Finished]) -> list[Finished]: ...
     async def renew(self, progress: Iterable[Progress]) -> None: ...
 
 
@@ -73,9 +73,9 @@ class AccessLog:
                 entries.append(entry)
                 if len(entries) % AT_ONCE == 0:
                     await asyncio.sleep(0)
-            await self._journal.write(entries)
+            news = await self._journal.write(entries)
             await self._journal.renew(access_log.progress(message))
-            for entry in entries:
+            for entry in news:
                 if entry.edge_reason:
                     self._observer.refused_at_edge(entry.edge_reason)
         return access_log.StreamAccessLogsResponse()

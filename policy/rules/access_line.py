@@ -40,6 +40,7 @@ def parse(line: bytes) -> Finished | None:
     address = _text(entry, "client")
     # Where processor metered, it knows better than this line; where Envoy did, this is all that is left.
     grant = _text(entry, "grant", 4000) if entry.get("meter") and not entry.get("settled") else ""
+    edge_reason = local_reason(status) if refused and not entry.get("reason") and not entry.get("upstream") else ""
     event: dict[str, Any] = {
         "id": request_id,
         "s": str(started_at),
@@ -62,8 +63,9 @@ def parse(line: bytes) -> Finished | None:
     return Finished(
         request_id, started_at, tenant_id, address, refused, bool(entry.get("recorded")),
         entry.get("recorded") == "0", grant, settled=not grant, reached_upstream=reached, response_bytes=0,
-        event=json.dumps(event, separators=(",", ":")), status=status, microseconds=event["us"], metered=bool(grant),
-        used=_text(entry, "used"), deltas=_number(entry, "deltas") if type(entry.get("deltas")) is int else None,
+        event=json.dumps(event, separators=(",", ":")), edge_reason=edge_reason, status=status,
+        microseconds=event["us"], metered=bool(grant), used=_text(entry, "used"),
+        deltas=_number(entry, "deltas") if type(entry.get("deltas")) is int else None,
     )  # fmt: skip
 
 

@@ -3,12 +3,12 @@
 -- KEYS: 1 events, 2 refusals per address and minute, 3 about, 4 refusals told of late (zset, by time)
 -- ARGV: 1 clock override, 2 refusals kept per address and minute, 3 epoch candidate, 4 '1' where this is read again from
 --       a file, then fours: client address, '1' for a refusal that policy did not record, what names the request, event JSON
--- Returns how many were news. A refusal is told of once, whether it came by the stream, by a call that was repeated or out
+-- Returns which of them were news, from 0 on. A refusal is told of once, whether it came by the stream, by a call that was repeated or out
 -- of the file: of those past the rate nothing else would be known. A flood may fill that memory; then the stream is
 -- believed and the file is not.
 local REMEMBERED_MS, REMEMBERED = 120000, 200000
 local now = clock(ARGV[1])
-local news = 0
+local news = {}
 
 local function told(request)
   if redis.call('ZSCORE', KEYS[4], request) then return true end
@@ -22,7 +22,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - REMEMBERED_MS)
 for i = 5, #ARGV, 4 do
   local refused = ARGV[i + 1] == '1'
   if not (refused and told(ARGV[i + 2])) then
-    news = news + 1
+    news[#news + 1] = (i - 5) / 4
     if not (refused and flooded(KEYS[2], now, ARGV[i], ARGV[2], 'request') == 1) then
       redis.call('XADD', KEYS[1], '*', 'k', 'log', 'e', ARGV[i + 3])
     end

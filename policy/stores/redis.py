@@ -202,20 +202,19 @@ class RedisStore:
             for i in range(0, len(reply), 5)
         ]
 
-    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int:
-        """Write access-log events. `again`: they come out of a file, and most were told already. Returns how many were
-        not."""
+    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> list[int]:
+        """Write access-log events. `again`: they come out of a file, and most were told already. Returns the places of
+        those that were not."""
         keys = KEYS[shard]
         flat: list[str] = []
         for entry in entries:
             flat += (neighbourhood(entry.address), "1" if entry.refused else "0", entry.request, entry.event)
-        return int(
-            await self._link.script(
-                LOG,
-                (keys.events, keys.refusals, keys.about, keys.told),
-                (self.clock, self._kept, self._epoch, "1" if again else "0", *flat),
-            )
+        news: list[int] = await self._link.script(
+            LOG,
+            (keys.events, keys.refusals, keys.about, keys.told),
+            (self.clock, self._kept, self._epoch, "1" if again else "0", *flat),
         )
+        return news
 
     def shard_of(self, tenant_id: int | None, address: str) -> int:
         """Where an access-log event goes: to its tenant's shard, else by address."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import harness
+from tests.edge.test_metrics_page import Page, grown
 from tests.harness import request_id
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 def test_what_envoy_refused_while_no_policy_ran(lone: Gateway) -> None:
     http = lone.http()
+    before = Page(lone)
     lone.instance.kill("policy-0")
     blocked = [http.post("/api/pull") for _ in range(3)]
     failed = http.post("/api/chat", json={"model": "llama3.1:8b", "messages": []})
@@ -35,6 +37,8 @@ def test_what_envoy_refused_while_no_policy_ran(lone: Gateway) -> None:
         assert (row["status"], row["reason"], row["endpoint"]) == (403, "endpoint_blocked", "/api/pull")
         assert row["address"] == "127.0.0.1"
     assert lone.audit(request_id(failed), patience=20)["status"] == 503
+    grown(lone, before, "paddock_edge_refusals_total", 3, reason="endpoint_blocked")
+    grown(lone, before, "paddock_edge_refusals_total", 1, reason="fault")
 
 
 def test_an_answer_whose_end_died_with_policy(lone: Gateway) -> None:

@@ -37,12 +37,12 @@ class Store:
     def shard_of(self, tenant_id: int | None, address: str) -> int:
         return -1 if tenant_id is None else tenant_id
 
-    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int:
+    async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> list[int]:
         self._answer()
         entries = list(entries)
         self.logged.setdefault(shard, []).extend((entry.address, entry.refused, entry.event) for entry in entries)
         self.again.append(again)
-        return len(entries)
+        return list(range(len(entries)))
 
     async def renew(self, tenant_shard: int, progress: Iterable[tuple[str, int]]) -> None:
         self._answer()
@@ -177,7 +177,7 @@ def test_a_reading_that_no_processor_took_is_settled_as_it_is() -> None:
 
 def test_it_is_settled_before_its_entry_is_written() -> None:
     class Ordered(Store):
-        async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> int:
+        async def log(self, shard: int, entries: Iterable[Entry], *, again: bool = False) -> list[int]:
             assert self.settled, "an entry says that its request is settled"
             return await super().log(shard, entries, again=again)
 
