@@ -13,7 +13,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
-from policy.rules.events import Finished, Progress, local_reason, unjudged_id
+from policy.rules.events import Finished, Progress, lacks_answer, local_reason, unjudged_id
 from policy.rules.logs import redact_path
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _entry(entry: Any) -> Finished | None:
         "addr": address,
         "st": status,
         "reason": text.get("reason", "") or (local_reason(status) if refused else ""),
-        "nf": not grant and not reached,
+        "nf": not grant and not reached and lacks_answer(status),
         "flags": ",".join([*flags, *filter(None, text.get("signals", "").split(","))]),
         "in": request.request_body_bytes,
         "out": response.response_body_bytes,

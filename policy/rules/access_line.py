@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from policy.rules.events import Finished, local_reason, unjudged_id
+from policy.rules.events import Finished, lacks_answer, local_reason, unjudged_id
 from policy.rules.logs import redact_path
 
 _TEXT_MAX = 200
@@ -53,7 +53,7 @@ def parse(line: bytes) -> Finished | None:
         "addr": address,
         "st": status,
         "reason": _text(entry, "reason") or (local_reason(status) if refused else ""),
-        "nf": not reached and not admitted,
+        "nf": not reached and not admitted and lacks_answer(status),
         "flags": ",".join(filter(None, (_text(entry, "flags").replace("-", ""), _text(entry, "signals")))),
         "in": _number(entry, "bytes_received"),
         "out": _number(entry, "bytes_sent"),

@@ -197,6 +197,12 @@ def local_reason(status: int) -> str:
     }.get(status, "edge")  # fmt: skip
 
 
+def lacks_answer(status: int) -> bool:
+    """Whether this status says that nobody answered: what the gateway answers by itself, a list of models or a page,
+    goes to no upstream and lacks nothing."""
+    return not 0 < status < 400
+
+
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tests.edge.visitors import visit
 from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
@@ -41,6 +42,19 @@ def test_one_row_each(gateway: Gateway) -> None:
         assert row["duration_us"] > 0
     rows = gateway.sql("SELECT count(*) AS n FROM audit WHERE request_id = ANY ($1)", list(expected))
     assert rows[0]["n"] == len(expected)
+
+
+def test_what_the_gateway_answers_itself_lacks_nothing(gateway: Gateway, tenant: str) -> None:
+    """A list for a session and a page of Envoy's own are answered, by nobody's upstream: that is no outcome."""
+    visitor = visit(gateway, tenant)
+    answers = [
+        visitor.http.get("/openai/models", headers={"authorization": f"Bearer {visitor.token}"}),
+        visitor.http.post("/session", json={"fingerprint": "another"}),
+        gateway.http().get("/healthz"),
+    ]
+    for answer in answers:
+        row = gateway.audit(request_id(answer))
+        assert (answer.status_code, row["decision"], row["outcome"]) == (200, "allowed", ""), row["endpoint"]
 
 
 def test_nothing_secret_is_written(gateway: Gateway) -> None:
