@@ -1307,9 +1307,9 @@ local function keep_to_the_body(headers)
 end
 
 -- An upstream's error, in our words.
-local function replace(handle, text, grant, status)
+local function put_error(handle, status, request_id)
   local code, kind, message = paddock.clean_status(status)
-  local body = paddock.error_body(code, kind, message, grant.request_id)
+  local body = paddock.error_body(code, kind, message, request_id)
   local headers = handle:headers()
   headers:remove("content-encoding")
   headers:remove("transfer-encoding")
@@ -1318,6 +1318,10 @@ local function replace(handle, text, grant, status)
   headers:replace("content-length", format("%d", #body))
   if code == 503 then headers:replace("retry-after", "1") end
   handle:body(true):setBytes(body)
+end
+
+local function replace(handle, text, grant, status)
+  put_error(handle, status, grant.request_id)
   settle(handle, text, format('{"st":%d,"p":0,"c":0,"x":true,"outcome":"upstream_error"}', status))
 end
 
@@ -1395,7 +1399,10 @@ function envoy_on_response(handle)
   if not meant then return end -- refused before it came here
   local headers = handle:headers()
   local status = tonumber(headers:get(":status")) or 0
-  if status == 503 and noted(handle, "refused") then return end
+  local refused = noted(handle, "refused")
+  if refused and status == 503 then return end
+  -- To who says that it speaks gRPC, Envoy tells its own errors in headers alone, under 200: nothing came from upstream.
+  local of_grpc = headers:get("grpc-status")
   keep_to_the_body(headers)
   local endpoint, cap, hide, estimate, started, id = match(meant, "^(%S+) (%d+) ([01]) (%d+) (%d+) (%S+)")
   local grant = {
@@ -1403,7 +1410,8 @@ function envoy_on_response(handle)
     started_at = tonumber(started), request_id = id or "",
   }
   local meter, inflate
-  if not endpoint then status = 502 end
+  if refused and of_grpc then return put_error(handle, 503, grant.request_id) end
+  if not endpoint or of_grpc then status = 502 end
   if status > 199 and status < 300 then
     local encoding = headers:get("content-encoding") or ""
     inflate = encoding ~= "" and paddock.inflater(encoding)

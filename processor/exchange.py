@@ -91,6 +91,8 @@ class Exchange:
         """The response's headers, the upstream's or (where Envoy answered itself) Envoy's own."""
         self.status = int(headers.get(":status", "0") or 0)
         self._foreign = foreign(headers)
+        if "grpc-status" in headers:  # Envoy's own error, to who says that it speaks gRPC
+            self.status = 502
         if self.status >= 400 or self.status < 200:
             self._failed = True
             return self._replaced(*clean_status(self.status), replace=True)

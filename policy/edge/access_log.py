@@ -13,7 +13,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
-from policy.rules.events import Finished, Progress, lacks_answer, local_reason, unjudged_id
+from policy.rules.events import OWN_PAGES, Finished, Progress, lacks_answer, local_reason, refusal_status, unjudged_id
 from policy.rules.logs import redact_path
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ def _entry(entry: Any) -> Finished | None:
     reached = bool(common.upstream_remote_address.ListFields())
     tenant_id = held.get("tenant_id") or (int(text["tenant_id"]) if "tenant_id" in text else None)
     recorded = "recorded" in text
+    if not reached:
+        told = response.response_headers.get("grpc-status", "")
+        status = refusal_status(status, told, limited=common.response_flags.rate_limited)
     refused = not reached and status >= 400 and not grant
     metered, used, deltas = _own(metadata)
     microseconds = duration.seconds * 1_000_000 + duration.nanos // 1000
@@ -124,4 +127,5 @@ def _entry(entry: Any) -> Finished | None:
         reached, response.response_body_bytes, json.dumps(event, separators=(",", ":")),
         edge_reason=local_reason(status) if refused and "reason" not in text else "",
         status=status, microseconds=microseconds, metered=metered, used=used, deltas=deltas,
+        open=not text and not refused and (not reached or common.route_name in OWN_PAGES),
     )  # fmt: skip

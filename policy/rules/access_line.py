@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from policy.rules.events import Finished, lacks_answer, local_reason, unjudged_id
+from policy.rules.events import OWN_PAGES, Finished, lacks_answer, local_reason, refusal_status, unjudged_id
 from policy.rules.logs import redact_path
 
 _TEXT_MAX = 200
@@ -30,10 +30,13 @@ def parse(line: bytes) -> Finished | None:
         return None
     if not isinstance(request_id, str) or not request_id:
         return None
-    if not any(entry.get(name) for name in ("tenant", "reason", "recorded")):
+    unjudged = not any(entry.get(name) for name in ("tenant", "reason", "recorded"))
+    if unjudged:
         request_id = unjudged_id(request_id)
-    reached = bool(entry.get("upstream")) and entry.get("route") not in _OWN_PAGES
+    reached = bool(entry.get("upstream")) and entry.get("route") not in OWN_PAGES
     admitted = bool(entry.get("tenant")) and not entry.get("reason")
+    if not reached:
+        status = refusal_status(status, _text(entry, "grpc_status"), limited="RL" in _text(entry, "flags").split(","))
     refused = status >= 400 and not reached and not admitted
     found = entry.get("tenant_id")
     tenant_id = int(found) if isinstance(found, str) and _ID.fullmatch(found) else None
@@ -66,6 +69,7 @@ def parse(line: bytes) -> Finished | None:
         event=json.dumps(event, separators=(",", ":")), edge_reason=edge_reason, status=status,
         microseconds=event["us"], metered=bool(grant), used=_text(entry, "used"),
         deltas=_number(entry, "deltas") if type(entry.get("deltas")) is int else None,
+        open=unjudged and not refused and not reached,
     )  # fmt: skip
 
 
@@ -78,9 +82,6 @@ def glance(line: bytes) -> tuple[str, int] | None:
     within a JSON string is escaped, so no text of a client's can look like either."""
     name, started = _NAMED.search(line), _STARTED.search(line)
     return (name[1].decode("utf-8", "replace"), int(started[1])) if name and started else None
-
-
-_OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "v1-models", "public-key", "session-pages"))
 
 
 def _text(entry: dict[str, Any], name: str, most: int = _TEXT_MAX) -> str:

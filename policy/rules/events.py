@@ -27,6 +27,7 @@ class Entry(NamedTuple):
     refused: bool  # a refusal that policy did not record: past a rate it is only counted
     request: str  # tells it from all others
     event: str  # JSON for the ledger
+    open: bool = False  # an answer for anybody: past a rate it is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,13 @@ class Finished:
     metered: bool = False  # by Envoy's own meter: no processor will settle it
     used: str = ""  # what that meter read at the end of the answer; see `policy.rules.metering`
     deltas: int | None = None  # how many pieces of content it saw pass; None where no answer came
+    open: bool = False  # answered without a question who asks: health, version, pages
 
     @property
     def entry(self) -> Entry:
         """A client may have chosen the id of a request that Envoy refused early, but not when it came."""
         refused = self.refused and not self.recorded
-        return Entry(self.address, refused, f"{self.request_id} {self.started_at}", self.event)
+        return Entry(self.address, refused, f"{self.request_id} {self.started_at}", self.event, self.open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,20 @@ def lacks_answer(status: int) -> bool:
     """Whether this status says that nobody answered: what the gateway answers by itself, a list of models or a page,
     goes to no upstream and lacks nothing."""
     return not 0 < status < 400
+
+
+# Routes of answers that policy gives as pages: Envoy calls policy their upstream.
+OWN_PAGES = frozenset(("readyz", "version", "metrics", "tags", "v1-models", "public-key", "session-pages"))
+
+# What Envoy makes of its own refusals for a client that says it speaks gRPC: all have status 200, and this beside it.
+_OF_GRPC = {"7": 403, "8": 429, "12": 403, "13": 400, "14": 503, "16": 401}
+
+
+def refusal_status(status: int, grpc_status: str, *, limited: bool) -> int:
+    """The status of a refusal of Envoy's own in terms of HTTP; `limited`: by the rate of its address."""
+    if status != 200 or grpc_status in ("", "-", "0"):
+        return status
+    return 429 if limited else _OF_GRPC.get(grpc_status, 400)
 
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -208,7 +208,8 @@ class RedisStore:
         keys = KEYS[shard]
         flat: list[str] = []
         for entry in entries:
-            flat += (neighbourhood(entry.address), "1" if entry.refused else "0", entry.request, entry.event)
+            kind = "1" if entry.refused else "2" if entry.open else "0"
+            flat += (neighbourhood(entry.address), kind, entry.request, entry.event)
         news: list[int] = await self._link.script(
             LOG,
             (keys.events, keys.refusals, keys.about, keys.told),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,28 @@ def test_also_those_that_died_with_policy(flooded: Gateway) -> None:
     send(lambda: http.post("/api/pull", content=b"{}"), 403, ROWS)
     flooded.instance.restart("policy-0")
     told(flooded, before, 3 * ROWS)
+
+
+def test_also_those_told_in_grpc(flooded: Gateway) -> None:
+    """Envoy gives them status 200, which is what it logs: they are refusals all the same."""
+    http = flooded.http()
+    http.headers["content-type"] = "application/grpc"
+    before = rows(flooded), flooded.refusals_past_rate()
+    send(lambda: http.post("/api/pull", content=b"{}"), 200, 2 * ROWS)
+    send(lambda: http.post("/api/chat", content=b"{}"), 200, ROWS)
+    assert told(flooded, before, 3 * ROWS) <= 2 * ROWS
+
+
+def test_answers_for_anybody_do_not_fill_the_disk_either(flooded: Gateway) -> None:
+    http = flooded.http()
+    paths = ("/healthz", "/", "/api/version", "/readyz", "/pki/public_key")
+    for path in paths:
+        send(functools.partial(http.get, path), 200, ROWS)
+    last = http.post("/api/pull", content=b"{}")  # of the same address, and so behind them in the same stream
+    assert last.status_code == 403
+    time.sleep(REREAD_SECONDS)
+    (found,) = flooded.sql("SELECT count(*) AS n FROM audit WHERE endpoint = ANY($1)", list(paths))
+    assert ROWS <= found["n"] <= 2 * ROWS + 2  # the minute may change meanwhile
 
 
 def test_a_flood_of_openings_is_held(flooded: Gateway) -> None:

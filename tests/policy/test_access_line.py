@@ -52,3 +52,34 @@ def test_texts_that_are_none(name: str, value: Any) -> None:
 def test_a_grant_that_is_too_long_is_cut_and_then_read_by_nobody() -> None:
     found = line(meter="1", grant=GRANT.to_json() + " " * 5000 + "x")
     assert len(found.grant) == 4000
+
+
+UNJUDGED = {"tenant": None, "tenant_id": None, "grant": None, "upstream": None, "route": "healthz"}
+
+
+def test_an_answer_for_anybody() -> None:
+    assert line(**UNJUDGED).open
+    assert line(**{**UNJUDGED, "upstream": "unix", "route": "version"}).open
+    assert not line().open
+    assert not line(**{**UNJUDGED, "recorded": "0"}).open
+    assert not line(**{**UNJUDGED, "status": 403}).open
+
+
+@pytest.mark.parametrize(
+    ("told", "flags", "status"),
+    [("7", "-", 403), ("16", "-", 401), ("13", "-", 400), ("2", "-", 400), ("14", "-", 503), ("14", "RL", 429),
+     ("14", "DC,RL", 429), ("14", "RLSE", 503), ("8", "-", 429), ("12", "-", 403)],
+)  # fmt: skip
+def test_a_refusal_told_in_grpc(told: str, flags: str, status: int) -> None:
+    found = line(**UNJUDGED, grpc_status=told, flags=flags)
+    assert (found.status, found.refused, found.open) == (status, True, False)
+    assert json.loads(found.event)["st"] == status
+
+
+@pytest.mark.parametrize("told", [None, "0", "-", 7])
+def test_what_grpc_says_of_none(told: Any) -> None:
+    assert line(**UNJUDGED, grpc_status=told).status == 200
+
+
+def test_what_an_upstream_says_in_grpc_is_its_own() -> None:
+    assert (line(grpc_status="7").status, line(grpc_status="7").refused) == (200, False)

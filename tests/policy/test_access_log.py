@@ -80,3 +80,33 @@ def test_what_processor_metered_is_not_said_to_be_envoys() -> None:
 def test_an_answer_of_which_nothing_came_has_no_deltas() -> None:
     (entry,) = access_log.entries(message(grant=GRANT.to_json(), meter="1"))
     assert (entry.metered, entry.deltas) == (True, None)
+
+
+def unjudged(route: str = "blocked", **headers: str) -> Any:
+    told = message()
+    entry = told.http_logs.log_entry[0]
+    entry.common_properties.ClearField("upstream_remote_address")
+    entry.common_properties.route_name = route
+    for name, value in headers.items():
+        entry.response.response_headers[name.replace("_", "-")] = value
+    return told
+
+
+def test_a_refusal_told_in_grpc() -> None:
+    (entry,) = access_log.entries(unjudged(grpc_status="7"))
+    assert (entry.status, entry.refused, entry.open, entry.edge_reason) == (403, True, False, "endpoint_blocked")
+    told = unjudged(grpc_status="14")
+    told.http_logs.log_entry[0].common_properties.response_flags.rate_limited = True
+    (entry,) = access_log.entries(told)
+    assert (entry.status, entry.edge_reason) == (429, "address_rate")
+
+
+def test_an_answer_for_anybody() -> None:
+    (entry,) = access_log.entries(unjudged("healthz"))
+    assert (entry.open, entry.refused, entry.entry.open) == (True, False, True)
+    told = message()
+    assert [one.open for one in access_log.entries(told)] == [False]  # of another Envoy: no route of ours
+    told.http_logs.log_entry[0].common_properties.route_name = "version"
+    assert [one.open for one in access_log.entries(told)] == [True]
+    told.http_logs.log_entry[0].common_properties.metadata.filter_metadata[AUTHZ]["tenant"] = "acme"
+    assert [one.open for one in access_log.entries(told)] == [False]
