@@ -297,8 +297,9 @@ local function empty_tally()
 end
 
 local function report(tally, prompt, completion) -- zero for an answer that had content is no count
-  tally.prompt = prompt
-  tally.completion = (completion ~= 0 or tally.deltas == 0) and completion or nil
+  local unset = tally.deltas > 0 and (completion or 0) == 0
+  tally.prompt = not (unset and prompt == 0) and prompt or nil
+  tally.completion = not unset and completion or nil
 end
 
 local function read_durations(tally, final)
@@ -819,8 +820,10 @@ local function read_choices(tally, document)
 end
 
 local function read_embeddings(tally, document)
+  local prompt = is_object(document.usage) and count(document.usage.prompt_tokens) or nil
+  if prompt == 0 and not (is_array(document.data) and #document.data == 0) then prompt = nil end
   tally.finished = true
-  report(tally, is_object(document.usage) and count(document.usage.prompt_tokens) or nil, 0)
+  report(tally, prompt, 0)
 end
 
 -- An answer in an encoding that nothing here decompresses. It passes, and nothing of it was measured.

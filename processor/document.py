@@ -105,10 +105,11 @@ def read_choices(tally: Tally, document: dict[str, object]) -> None:
 
 
 def read_embeddings(tally: Tally, document: dict[str, object]) -> None:
-    """/v1/embeddings."""
+    """/v1/embeddings, where a count that is not set stands as zero."""
     usage = document.get("usage")
+    prompt = count(usage.get("prompt_tokens")) if isinstance(usage, dict) else None
     tally.finished = True
-    tally.report(count(usage.get("prompt_tokens")) if isinstance(usage, dict) else None, 0)
+    tally.report(None if prompt == 0 and document.get("data") != [] else prompt, 0)
 
 
 def read_tokens(tally: Tally, document: dict[str, object]) -> None:

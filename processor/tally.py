@@ -55,9 +55,11 @@ class Tally:
     readable: bool = True
 
     def report(self, prompt: int | None, completion: int | None) -> None:
-        """Take the upstream's own counts. Zero for an answer that had content is no count: something was not set."""
-        self.prompt = prompt
-        self.completion = completion if completion or not self.deltas else None
+        """Take the upstream's own counts. Zero for an answer that had content is no count: it was not set, and then a
+        prompt of zero was not either."""
+        unset = self.deltas > 0 and not completion
+        self.prompt = None if unset and not prompt else prompt
+        self.completion = None if unset else completion
 
     def native(self, final: dict[str, object]) -> None:
         """Read the final object of /api/chat or /api/generate (`done` is true). Go leaves out a count that is zero."""

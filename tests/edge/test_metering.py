@@ -66,6 +66,18 @@ def test_embeddings_are_charged_on_their_prompt(gateway: Gateway, client: Client
     assert (row["prompt_tokens"], row["completion_tokens"], row["estimated"]) == (3, 0, False)
 
 
+@pytest.mark.parametrize("path", DIALECTS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_nobody_counted_is_charged_by_estimate(
+    gateway: Gateway, client: Client, path: str, stream: bool
+) -> None:
+    """Ollama's own dialect leaves a count out that was not set; the others say zero."""
+    row = gateway.audit(request_id(ask(client, path, "!nocount !tokens=8", stream=stream)))
+    assert row["estimated"]
+    assert row["prompt_tokens"] > 0
+    assert row["completion_tokens"] == (8 if stream else 1)
+
+
 def test_legacy_embeddings_are_charged_by_estimate(gateway: Gateway, client: Client) -> None:
     response = client.http.post("/api/embeddings", json={"model": "nomic-embed-text", "prompt": "one two three"})
     row = gateway.audit(request_id(response))

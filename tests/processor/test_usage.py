@@ -164,6 +164,27 @@ CASES = {
         + DONE,
         exact(6, 7, 1),
     ),
+    "v1 chat, counts not set": Case(
+        "/v1/chat/completions",
+        SSE,
+        CHAT_DELTA + CHAT_LAST + chunk("[]", ZEROS) + DONE,
+        Usage(None, 1, exact=False, deltas=1, finished=True),
+    ),
+    "v1 chat, whole, counts not set": Case(
+        "/v1/chat/completions",
+        JSON,
+        f'{{"choices":[{{"index":0,"message":{{"role":"assistant","content":"Hi"}}}}]{ZEROS}}}'.encode(),
+        Usage(None, 1, exact=False, deltas=1, finished=True),
+    ),
+    "v1 embeddings, count not set": Case(
+        "/v1/embeddings",
+        JSON,
+        b'{"object":"list","data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":0,"total_tokens":0}}',
+        Usage(None, 0, exact=False, deltas=0, finished=True),
+    ),
+    "v1 embeddings, nothing": Case(
+        "/v1/embeddings", JSON, b'{"object":"list","data":[],"usage":{"prompt_tokens":0}}', exact(0, 0, 0)
+    ),
     "v1 chat, whole": Case(
         "/v1/chat/completions",
         JSON,
