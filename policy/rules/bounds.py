@@ -35,6 +35,7 @@ class Bounds:
     tools_bytes: int = 1 << 20
     format_bytes: int = 1 << 16  # of a JSON schema for the answer
     format_depth: int = 32
+    format_repeats: int = 100_000  # that it counts out, all together: a grammar may write out each
     images: int = 64  # in one request
     image_bytes: int = 16 << 20  # decoded, all together
     image_side: int = 4096  # pixels of a generated image
@@ -87,6 +88,7 @@ MEANINGS: Mapping[str, str] = {
     "tools_bytes": "bytes of `tools`",
     "format_bytes": "bytes of `format` or `response_format`",
     "format_depth": "nesting of `format` or `response_format`",
+    "format_repeats": "repetitions that `format` or `response_format` counts out, all together",
     "images": "images in one request",
     "image_bytes": "bytes of all its images, decoded",
     "image_side": "`width` and `height` of a generated image",

@@ -15,6 +15,8 @@ from policy.rules.schema import check_message
 from policy.rules.strict_json import NotAcceptable, containers_in, inside
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from policy.rules.bounds import Bounds
 
 IMAGE_BYTES = 4096  # about a thousand tokens: vision models take from 256 to some 3000 for one image
@@ -184,12 +186,30 @@ def check_format(schema: object, size: int, bounds: Bounds) -> None:
     if size > bounds.format_bytes:
         raise NotAcceptable(f"the format takes more than {bounds.format_bytes} bytes")
     layer = containers_in([schema])
+    repeats = 0.0
     for _ in range(bounds.format_depth):
         if not layer:
-            return
+            break
+        repeats += sum(_repeats(value) for value in layer if isinstance(value, dict))
         layer = [inner for value in layer for inner in containers_in(inside(value))]
     if layer:
         raise NotAcceptable(f"the format nests more than {bounds.format_depth} deep")
+    if repeats > bounds.format_repeats:
+        raise NotAcceptable(f"the format counts out more than {bounds.format_repeats} repetitions")
+
+
+# Words of a JSON schema that say how often something is repeated: a few bytes that Ollama may write out one by one.
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
+_BRACES = re.compile(r"\{([^{}]*+)\}")
+_COUNT = re.compile(r"[0-9]+")
+
+
+def _repeats(schema: Mapping[str, object]) -> float:
+    counts = [value for name in _COUNTS if isinstance(value := schema.get(name), int | float)]
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str):
+        counts += [float(count) for braces in _BRACES.findall(pattern) for count in _COUNT.findall(braces)]
+    return sum(max(count, 0) for count in counts)
 
 
 def check_stop(stop: object, bounds: Bounds) -> None:

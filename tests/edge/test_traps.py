@@ -183,6 +183,7 @@ def test_11_bounds(gateway: Gateway, client: Client) -> None:
     for _ in range(60):
         deep = {"type": "object", "properties": {"a": deep}}
     refused(gateway, client.chat("x", format=deep))
+    refused(gateway, client.chat("x", format={"type": "array", "items": {"type": "string"}, "minItems": 10**9}))
 
 
 def test_12_credentials_stay_here(gateway: Gateway, client: Client) -> None:

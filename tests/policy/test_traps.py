@@ -220,6 +220,32 @@ def test_trap_11_sizes_are_bounded_and_the_bounds_are_generous() -> None:
         accepted(path, document(path, **over))  # by default
 
 
+@pytest.mark.parametrize(
+    "many",
+    [{"minItems": 10**9}, {"maxItems": 1e9}, {"type": "string", "minLength": 100_001}, {"maxLength": 10**60},
+     {"pattern": "^(a{1,99999}){2,99999}$"}, {"pattern": "^a{ 100001}$"}, {"pattern": f"^a{{{'9' * 5000}}}$"},
+     {"properties": {str(n): {"maxLength": 1001} for n in range(100)}}],
+)  # fmt: skip
+def test_trap_11_what_a_schema_counts_out_is_bounded(many: dict[str, object]) -> None:
+    """A few bytes that a grammar writes out one by one."""
+    for format_ in (many, {"properties": {"a": {"items": many}}}):
+        for path in ("/api/chat", "/api/generate"):
+            assert "repetitions" in refused(path, document(path, format=format_))
+        whole = {"type": "json_schema", "json_schema": {"schema": format_}}
+        assert "repetitions" in refused("/v1/chat/completions", document("/v1/chat/completions", response_format=whole))
+        accepted("/api/chat", document("/api/chat", tools=[{"function": {"parameters": format_}}]))
+
+
+@pytest.mark.parametrize(
+    "few",
+    [{"maxLength": 65536, "minLength": 1}, {"pattern": "^[0-9]{3,5}$"}, {"pattern": "{" * 9000 + "1" * 9000},
+     {"pattern": "{ " + " " * 60_000}, {"properties": {"maxItems": {"type": "integer", "maximum": 10**9}}},
+     {"maxItems": -5, "minItems": None, "minLength": "10000000"}],
+)  # fmt: skip
+def test_trap_11_what_real_schemas_count_passes(few: dict[str, object]) -> None:
+    accepted("/api/chat", document("/api/chat", format=few))
+
+
 def test_trap_11_nesting_is_bounded_wherever_it_stands() -> None:
     deep: object = 1
     for _ in range(70):
