@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.argument_types import duration, figure, plain
+from gateway.argument_types import ahead, duration, figure, plain
 from gateway.command_line import add_tenant, command
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _keys(commands: Subparsers) -> None:
     _add_prefix(rotate)
     rotate.add_argument(
         "--grace",
-        type=duration,
+        type=ahead,
         default=timedelta(hours=24),
         metavar="TIME",
         help="how long the old key stays good: 0s, 30m, 24h, 7d (default: 24h)",
@@ -144,9 +144,12 @@ def _moment(text: str) -> datetime:
     """A time from now, or a moment as ISO 8601; where that has no offset it is UTC."""
     now = datetime.now(UTC)
     try:
-        return now + duration(text)
+        span = duration(text)
     except argparse.ArgumentTypeError:
         pass  # then it is a moment
+    else:
+        ahead(text)
+        return now + span
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -154,4 +157,7 @@ def _moment(text: str) -> datetime:
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if moment <= now:
         raise argparse.ArgumentTypeError(f"{text} is past")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text!r} is further ahead than there are dates") from None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 _LARGEST = {"max_tokens": 10**9}
 _LARGEST_OTHER = 10**15  # counters are doubles in Redis, whole up to 2^53; the schema holds to the same bound
@@ -52,6 +53,23 @@ def duration(text: str) -> timedelta:
     if found is None and text.strip() != "0":
         raise argparse.ArgumentTypeError(f"{text!r} is not a time like 90s, 30m, 24h, 30d or 8w")
     return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
+
+
+def ahead(text: str) -> timedelta:
+    """A time from now, such that there is a date for its end."""
+    span = duration(text)
+    try:
+        datetime.now(UTC) + span
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text!r} is further ahead than there are dates") from None
+    return span
+
+
+def directory(text: str) -> Path:
+    """A directory that is named: an empty word, as of a variable that is not set, would mean the one we are in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
 
 
 def plain(text: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import admin, bounds, envelopes, reports, running, sessions
+from gateway.argument_types import directory
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -135,13 +136,13 @@ def _add_instance_options(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument("--port", type=_port, default=8080, help="port to listen on, 0 for any (default: %(default)s)")
     parser.add_argument(
         "--address-rate",
-        type=int,
+        type=_rate,
         metavar="N",
         help="requests a second that one client address may send before Envoy refuses them (default: as in envoy.yaml)",
     )
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=directory,
         metavar="DIR",
         help=f"where data, secrets and logs are (default: PADDOCK_DATA_DIR, {usual})",
     )
@@ -169,6 +170,10 @@ def _bytes(text: str) -> int:
 
 def _port(text: str) -> int:
     return _number(text, 0, 65535)
+
+
+def _rate(text: str) -> int:
+    return _number(text, 1, 1_000_000_000)
 
 
 def _workers(text: str) -> int:

@@ -247,7 +247,7 @@ def _forget_stale(*pid_files: Path) -> None:
     """
     for pid_file in pid_files:
         try:
-            number = int(pid_file.read_text(encoding="ascii").split("\n", 1)[0])
+            number = int(pid_file.read_bytes().split(b"\n", 1)[0])
             program = Path(f"/proc/{number}/comm").read_text(encoding="utf-8").strip()
         except (FileNotFoundError, ProcessLookupError, ValueError):  # no such file or no such process
             continue

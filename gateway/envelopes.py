@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.argument_types import duration
+from gateway.argument_types import ahead
 from gateway.command_line import command
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def register(commands: Subparsers) -> None:
     )
     rotated.add_argument(
         "--grace",
-        type=duration,
+        type=ahead,
         default=timedelta(hours=24),
         metavar="TIME",
         help="how long earlier keys stay good: 0, 30m, 24h, 7d (default: 24h)",

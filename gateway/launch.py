@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gateway import durable, embedded, log_sizes, probe, running, server_key, session_secret, upstreams
 from gateway.failure import Failure
+from gateway.given import Given, lacking
 from gateway.home import Home
 from gateway.part import Part
 from gateway.port import Port, claim, free_port
@@ -91,6 +92,7 @@ class Launch:
         self._supervisor: Supervisor | None = None
         self._asked = False
         self._secrets: dict[str, str] = {}  # where the services find theirs
+        self._given = Given({**os.environ, **config.environment}, config.otlp_endpoint)
         self._home = Home.open(config.data_dir)
         self._metrics = self._home.path / "metrics"
         self._access_log = self._home.logs / log_sizes.ACCESS_LOG
@@ -103,12 +105,18 @@ class Launch:
         Raises Failure or `Stopped`; nothing runs any more then.
         """
         self._task = asyncio.current_task()
+        self._given.check()
         try:
             await self._run(when_ready)
         except asyncio.CancelledError:
             if not self._asked:
                 raise
             raise Stopped from None
+        except OSError as error:
+            failure = lacking(error, self._home.path)
+            if failure is None:
+                raise
+            raise failure from error
 
     def ask_to_stop(self) -> None:
         """End `run`; a second time: without patience. On the event loop's thread."""
@@ -122,7 +130,7 @@ class Launch:
         config, home = self._config, self._home
         with ExitStack() as stack:
             stack.enter_context(home.claimed())
-            given = {**os.environ, **config.environment}
+            given = self._given.environment
             self._secrets = server_key.settings(home.path, given) | session_secret.settings(home.path, given)
             _fresh_directory(self._metrics)
             port = stack.enter_context(claim(config.host, config.port))
@@ -146,7 +154,7 @@ class Launch:
                 with self._step(name):
                     await upstreams.store_answers(name, url)
         if config.check_upstreams and not config.demo:
-            await upstreams.check(config.upstreams, self._say, self._upstream_key(), self._upstream_ca())
+            await upstreams.check(config.upstreams, self._say, self._given.upstream_key(), self._given.upstream_ca())
 
     async def _start(self, supervisor: Supervisor, port: Port) -> Running:
         config, home = self._config, self._home
@@ -225,7 +233,7 @@ class Launch:
             "PADDOCK_DATABASE_URL": self.database_url,
             "PADDOCK_REDIS_URL": self.redis_url,
             "PADDOCK_UPSTREAMS": ",".join(urls),
-            "PADDOCK_OTLP_ENDPOINT": self._otlp_endpoint(),
+            "PADDOCK_OTLP_ENDPOINT": self._given.otlp_endpoint,
         }
 
     def _services(self, environment: Mapping[str, str]) -> list[Part]:
@@ -249,8 +257,6 @@ class Launch:
     def _envoy_config(self, port: Port, urls: tuple[str, ...]) -> Path:
         from gateway import envoy_config  # YAML takes its time: read while the stores start
         from gateway.envoy_config import Address
-        from policy.rules.settings import otlp_url
-        from policy.rules.tiers import parse_upstreams
 
         def sockets(listener: str) -> list[Address]:
             return [Address(path=str(self._home.socket(f"{listener}-{n}"))) for n in range(self._config.workers)]
@@ -268,50 +274,19 @@ class Launch:
             processor=sockets("processor"),
             processor_edge=sockets("processor-edge"),
             upstreams=urls,
-            max_request_body_bytes=self._body_limit(),
-            max_envelope_bytes=int(self._set("PADDOCK_MAX_ENVELOPE_BYTES") or 0) or None,
-            tier_upstreams={
-                tier.value: urls for tier, urls in parse_upstreams(self._set("PADDOCK_TIER_UPSTREAMS")).items()
-            },
+            max_request_body_bytes=self._given.body_limit(),
+            max_envelope_bytes=self._given.envelope_limit(),
+            tier_upstreams=self._given.tier_upstreams(),
             options=() if self._config.certificate is None else ("tls",),
-            otlp=otlp_url(self._otlp_endpoint()) if self._otlp_endpoint() else "",
-            upstream_key=self._upstream_key(),
-            upstream_ca=self._upstream_ca(),
+            otlp=self._given.otlp_url(),
+            upstream_key=self._given.upstream_key(),
+            upstream_ca=self._given.upstream_ca(),
             metering=self._config.metering,
             address_rate=None if per_second is None else envoy_config.Rate(per_second, 2 * per_second),
             access_log=self._access_log,
             grpc_checks=self._config.grpc_checks,
         )
         return envoy_config.write(config, self._home.path / "envoy", self._config.certificate)
-
-    def _otlp_endpoint(self) -> str:
-        return self._config.otlp_endpoint or self._set("PADDOCK_OTLP_ENDPOINT")
-
-    def _upstream_key(self) -> str:
-        named = self._set("PADDOCK_UPSTREAM_KEY_FILE")
-        if not named:
-            return self._set("PADDOCK_UPSTREAM_KEY")
-        try:
-            return Path(named).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise Failure(f"PADDOCK_UPSTREAM_KEY_FILE: {named}: {error.strerror}", do="Correct it.") from error
-
-    def _upstream_ca(self) -> Path | None:
-        named = self._set("PADDOCK_UPSTREAM_CA_FILE")
-        return Path(named).absolute() if named else None
-
-    def _set(self, name: str) -> str:
-        return {**os.environ, **self._config.environment}.get(name, "")
-
-    def _body_limit(self) -> int:
-        from policy.settings import PolicySettings
-
-        environment = {**os.environ, **self._config.environment}
-        for name in ("PADDOCK_MAX_REQUEST_BODY_BYTES", "MAX_REQUEST_BODY_BYTES"):
-            if name in environment:
-                return int(environment[name])
-        default: int = PolicySettings.model_fields["max_request_body_bytes"].default
-        return default
 
     @contextmanager
     def _step(self, name: str, what: str = "ready") -> Iterator[None]:

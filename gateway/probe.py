@@ -71,10 +71,10 @@ def postgres_ready(pid_file: Path, path: Path) -> Probe:
 
     async def probe() -> bool:
         try:
-            lines = pid_file.read_text(encoding="ascii").splitlines()  # noqa: ASYNC240  one block of a local file
+            lines = pid_file.read_bytes().splitlines()  # noqa: ASYNC240  one block of a local file
         except FileNotFoundError:
             return False
-        return len(lines) >= 8 and lines[7].strip() == "ready" and await accepts()
+        return len(lines) >= 8 and lines[7].strip() == b"ready" and await accepts()
 
     return probe
 

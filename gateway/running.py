@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.argument_types import directory
 from gateway.failure import Failure
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The option that every command working on an instance has."""
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=directory,
         default=None,
         metavar="DIR",
         help="the running instance's data directory (default: PADDOCK_DATA_DIR, else the one that runs)",

@@ -34,7 +34,9 @@ def up(args: argparse.Namespace) -> int:
     try:
         urls = tuple(dict.fromkeys(upstreams.normal(url) for url in named if url.strip()))
     except ValueError as error:
-        raise Failure(f"PADDOCK_UPSTREAMS: {error}") from error
+        raise Failure(f"PADDOCK_UPSTREAMS: {error}", do="Correct it.") from error
+    if not urls:
+        raise Failure("PADDOCK_UPSTREAMS names no Ollama", do="Write http://HOST:PORT there, or unset it.")
 
     async def when_ready(ready: Ready) -> None:
         print("\n".join(_ready_lines(ready)), flush=True)

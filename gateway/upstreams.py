@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 DEFAULT = "http://127.0.0.1:11434"  # where Ollama listens unless told otherwise
 _PATIENCE = 5.0  # seconds
+_SCHEMES = {
+    "PADDOCK_DATABASE_URL": ("postgresql", "postgres"),
+    "PADDOCK_REDIS_URL": ("redis", "rediss", "unix", "redis+unix"),
+}
 
 
 def normal(url: str) -> str:
@@ -65,8 +69,13 @@ async def _version(url: str, key: str, authority: Path | None) -> tuple[str | No
 async def store_answers(name: str, url: str) -> None:
     """Something accepts connections where the store's URL points. Failure, without the URL's password, if not."""
     parts = urlsplit(url)
+    schemes = _SCHEMES[name]
+    if parts.scheme not in schemes:
+        raise Failure(
+            f"{name} is no URL that begins with {' or '.join(f'{one}://' for one in schemes)}", do=f"Correct {name}."
+        )
     default = 6379 if parts.scheme.startswith("redis") else 5432
-    path = parts.path if parts.scheme == "unix" else parse_qs(parts.query).get("host", [""])[0]
+    path = parts.path if parts.scheme.endswith("unix") else parse_qs(parts.query).get("host", [""])[0]
     try:
         host, port = parts.hostname or "127.0.0.1", parts.port or default
     except ValueError as error:
@@ -76,7 +85,7 @@ async def store_answers(name: str, url: str) -> None:
         async with asyncio.timeout(_PATIENCE):
             if not path.startswith("/"):
                 _, writer = await asyncio.open_connection(path or host, port)
-            elif parts.scheme == "unix":
+            elif parts.scheme.endswith("unix"):
                 _, writer = await asyncio.open_unix_connection(path)
             else:
                 _, writer = await asyncio.open_unix_connection(f"{path}/.s.PGSQL.{port}")

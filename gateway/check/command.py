@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from gateway import embedded
 from gateway.check.document import Document
 from gateway.check.proof import Settings, document, prove, validated
@@ -45,9 +47,17 @@ def check(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace, main: Document) -> Settings:
     """As the services beside would read them from this environment."""
-    limit = args.max_request_body_bytes or PolicySettings().max_request_body_bytes
+    limit = args.max_request_body_bytes or _limit_in_force()
     named = os.environ.get("PADDOCK_UPSTREAMS", "")
     return Settings(limit, tuple(url for url in named.split(",") if url.strip()), Path(main.name).parent)
+
+
+def _limit_in_force() -> int:
+    try:
+        return PolicySettings().max_request_body_bytes
+    except ValidationError as error:
+        why = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise Failure(f"a setting is wrong: {why}", do="Correct it, or name --max-request-body-bytes.") from error
 
 
 def _files(paths: Sequence[Path]) -> tuple[Document | None, list[Document], list[Finding]]:
