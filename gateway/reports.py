@@ -60,7 +60,9 @@ def _audit(commands: Subparsers) -> None:
     )
     parser.add_argument("--request-id", metavar="ID", help="the X-Request-ID of a response")
     _add_whom(parser)
-    parser.add_argument("--status", type=_status, metavar="N", help="HTTP status of the response")
+    parser.add_argument(
+        "--status", type=_status, metavar="N", help="HTTP status of the response; 0: its client left before"
+    )
     parser.add_argument(
         "--reason",
         type=_word,
@@ -122,7 +124,7 @@ def _word(text: str) -> str:
 
 
 def _status(text: str) -> int:
-    return _number(text, 100, 599)
+    return 0 if text == "0" else _number(text, 100, 599)
 
 
 def _limit(text: str) -> int:

@@ -5,9 +5,9 @@
 -- ARGV: 1 clock override, 2 refusals kept per address and minute, 3 epoch candidate, 4 '1' where this is read again from
 --       a file, then fours: client address, '1' for a refusal that policy did not record or '2' for an answer
 --       for anybody, what names the request, event JSON
--- Returns which of them were news, from 0 on. A refusal is told of once, whether it came by the stream, by a call that was repeated or out
--- of the file: of those past the rate nothing else would be known. A flood may fill that memory; then the stream is
--- believed and the file is not.
+-- Returns which of them were news, from 0 on. A refusal is told of once, whether it came by the stream, by a call that
+-- was repeated or out of the file: of those past the rate nothing else would be known. A flood may fill that memory; then
+-- the stream is believed and the file is not.
 local REMEMBERED_MS, REMEMBERED = 120000, 200000
 local now = clock(ARGV[1])
 local news = {}

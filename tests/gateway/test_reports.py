@@ -10,10 +10,11 @@ from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from gateway import cli, reports
-from tests.harness import eventually, request_id
+from tests.harness import MODELS, eventually, request_id
 
 if TYPE_CHECKING:
     from tests.harness import Client, Gateway
@@ -162,6 +163,17 @@ def test_the_audit_row_of_each_refusal(gateway: Gateway) -> None:
         assert (row["decision"], row["reason"], row["status"]) == ("denied", reason, status)
         assert row["tenant"] == tenant
         assert (row["prompt_tokens"], row["completion_tokens"], row["estimated"]) == (0, 0, False)
+
+
+def test_requests_whose_client_left_before_an_answer_can_be_asked_for(gateway: Gateway) -> None:
+    client = gateway.client()
+    client.chat("the key is proven")
+    body = {"model": MODELS[0], "messages": [{"role": "user", "content": "x !first=5000"}]}
+    with pytest.raises(httpx.ReadTimeout):
+        client.http.post("/api/chat", json=body, timeout=0.7)
+    wanted = ("audit", "--tenant", client.tenant, "--status", "0")
+    (row,) = eventually(lambda: gateway.paddock(*wanted), patience=20)
+    assert (row["status"], row["outcome"]) == (0, "aborted")
 
 
 def test_a_list_and_what_narrows_it(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
