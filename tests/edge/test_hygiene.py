@@ -244,6 +244,24 @@ def test_metrics_are_for_this_host_alone(rig: Rig) -> None:
     assert len(rig.pages.seen) == 1
 
 
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:9", "[::1]:8080", "127.8.9.1"])
+def test_metrics_are_asked_for_at_this_host(rig: Rig, host: str) -> None:
+    assert rig.client.get("/metrics", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["chat.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "a@localhost",
+     "192.0.2.1", "127.0.0.1:80:80", "xlocalhost", "localhost:", ""],
+)  # fmt: skip
+def test_metrics_are_for_no_page_whose_name_leads_here(rig: Rig, host: str) -> None:
+    """A proxy on this host calls from loopback for everybody, and so does a browser here for a page whose name was made
+    to mean 127.0.0.1: both ask for another host's metrics."""
+    for headers in ({}, {"x-forwarded-host": "127.0.0.1"}):
+        assert_error(rig.client.get("/metrics", headers={"host": host, **headers}), 403)
+    assert rig.pages.seen == []
+
+
 def _own_address() -> str | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
