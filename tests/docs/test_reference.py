@@ -124,6 +124,7 @@ def test_figures_of_envoy_that_pages_quote() -> None:
     assert monitors["fixed_heap"]["max_heap_size_bytes"] == 1 << 30
     assert monitors["global_downstream_max_connections"]["max_active_downstream_connections"] == 10_000
     assert (manager["stream_idle_timeout"], manager["request_timeout"]) == ("3600s", "300s")
+    assert manager["common_http_protocol_options"]["idle_timeout"] == "300s"
     assert manager["common_http_protocol_options"]["max_headers_count"] == 100
     assert manager["max_request_headers_kb"] == 32
     assert filters["envoy.filters.http.ext_authz"]["http_service"]["server_uri"]["timeout"] == "5s"
