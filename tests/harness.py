@@ -182,11 +182,20 @@ class Gateway:
 
     def refusals_past_rate(self) -> int:
         """Refusals that were counted and have no row of their own."""
-        (shared,) = self.sql("SELECT sum(requests)::bigint AS n FROM audit WHERE reason = 'refusals_past_rate'")
+        return self._past_rate("refusals_past_rate", 1)
+
+    def answers_past_rate(self) -> int:
+        """Answers without a key that were counted and have no row of their own."""
+        return self._past_rate("answers_past_rate", 2)
+
+    def _past_rate(self, reason: str, bars: int) -> int:
+        (shared,) = self.sql("SELECT sum(requests)::bigint AS n FROM audit WHERE reason = $1", reason)
         with self.redis() as store:
             fields = [field for name in store.keys("pd:*:refused") for field in store.hgetall(name).items()]
         # Those of a minute that is not over stand in the store, beside how many have had rows.
-        return (shared["n"] or 0) + sum(int(count) for name, count in fields if text(name)[0].isdigit())
+        return (shared["n"] or 0) + sum(
+            int(count) for name, count in fields if text(name)[0].isdigit() and text(name).count("|") == bars
+        )
 
     def close(self) -> None:
         for client in self._clients:

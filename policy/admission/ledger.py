@@ -63,7 +63,7 @@ class Rows(Protocol):
     async def apply(self, events: Sequence[Event]) -> Applied: ...
     async def quarantine(self, waiting: Waiting, index: int, reason: str) -> None: ...
     async def advance(self, carried: Iterable[Waiting]) -> None: ...
-    async def count_refusals(self, rows: Iterable[tuple[int, str, int]]) -> None: ...
+    async def count_refusals(self, rows: Iterable[tuple[int, str, bool, int]]) -> None: ...
     async def never_forwarded(self, requests: Sequence[tuple[str, int]]) -> frozenset[str]: ...
     async def arrange(self, now: datetime, retention_days: int) -> None: ...
 
@@ -221,7 +221,8 @@ class Ledger:
         return seen + self._speeds.produced(one.identity.model, seconds, max(one.cap - seen, 0))
 
     async def count_refusals(self) -> None:
-        """Write one row for each address and minute that had more refusals than have rows of their own.
+        """Write one row for each address and minute that had more refusals than have rows of their own, and one where
+        it had more answers for anybody.
 
         An address may have them in several shards. They are added up before any is forgotten: who does this again
         finds the same or less, and a row never falls.
@@ -237,6 +238,6 @@ class Ledger:
                 await self._events.forget_refusals(shard, list(over))
 
 
-def _minute_and_address(name: str) -> tuple[int, str]:
-    minute, _, address = name.partition("|")
-    return int(minute), address
+def _minute_and_address(name: str) -> tuple[int, str, bool]:
+    minute, address, *open_ = name.split("|")
+    return int(minute), address, bool(open_)

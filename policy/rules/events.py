@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     refused: bool  # a refusal that policy did not record: past a rate it is only counted
     request: str  # tells it from all others
     event: str  # JSON for the ledger
-    open: bool = False  # an answer for anybody: past a rate it is forgotten
+    open: bool = False  # an answer for anybody: past a rate it is only counted as well
 
 
 @dataclass(frozen=True, slots=True)

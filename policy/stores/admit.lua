@@ -8,8 +8,8 @@
 --       client named them itself, 8 completions (the least cap), 9 lease in ms, 10 epoch candidate, 11 identity JSON
 --       (stored with the reservation), 12 event JSON, 13 what PostgreSQL knows, as JSON, or '', 14 '1' where the key
 --       has limits of its own, 15-20 tenant limits, 21-26 key limits: rpm, tpm, concurrency, day, month, total; -1 for
---       none, 27 client address, 28 refusals recorded one by one per address and minute, 29 tenant id, 30 id of the key scope,
---       31 how many further scopes, 32 how long a signature is remembered in ms ('' where there is none), and for each
+--       none, 27 client address, 28 refusals recorded one by one per address and minute, 29 tenant id, 30 id of the
+--       key scope, 31 how many further scopes, 32 how long a signature is remembered in ms ('' where there is none), and for each
 --       further scope seven: how long it is kept after its last use in ms (0: it must be there and keeps its own end),
 --       and its limits
 -- Returns {verdict, wait in ms, cap, prompt estimate, epoch, day, 1 if the refusal was only counted,

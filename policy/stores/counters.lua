@@ -154,7 +154,8 @@ local function after(a, b)
   return a_ms > b_ms or a_ms == b_ms and tonumber(a_seq) > tonumber(b_seq)
 end
 
--- Of an event's fields, where it is a settlement: tokens, day, tenant and the key whose counters it went to. `settle.lua` writes them in this order.
+-- Of an event's fields, where it is a settlement: tokens, day, tenant and the key whose counters it went to.
+-- `settle.lua` writes them in this order.
 local function settled(fields)
   if fields[2] ~= 'settle' then return end
   local prompt, completion = string.match(fields[6], '^(%d+) (%d+)')
@@ -162,12 +163,12 @@ local function settled(fields)
   return prompt + completion, tonumber(fields[4]), identity.t, identity.ka or identity.k
 end
 
--- Count a refusal; 1 where its address has had so many of its kind this minute that it gets no row of its own. Those are
--- counted beside, under the minute and the address alone: that count is what the ledger writes down.
+-- Count a refusal, or an answer for anybody (kind 'open'); 1 where its address has had so many of its kind this minute that
+-- it gets no row of its own. Those are counted beside, without their kind: that count is what the ledger writes down.
 local function flooded(refusals, now, address, most, kind)
   local minute = string.format('%d|%s', now / 60000, address)
   if redis.call('HINCRBY', refusals, kind .. '|' .. minute, 1) <= tonumber(most) then return 0 end
-  redis.call('HINCRBY', refusals, minute, 1)
+  redis.call('HINCRBY', refusals, kind == 'open' and minute .. '|open' or minute, 1)
   return 1
 end
 

@@ -124,9 +124,10 @@ ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, event = excluded.event
 
 _REFUSALS = """
 INSERT INTO audit AS a (request_id, started_at, decision, reason, address, requests)
-SELECT 'refusals:' || e.minute || ':' || e.addr, to_timestamp(e.minute * 60), 'denied', 'refusals_past_rate', e.addr,
-       e.count
-FROM jsonb_to_recordset($1::text::jsonb) AS e(minute bigint, addr text, count int)
+SELECT CASE WHEN open THEN 'answers:' ELSE 'refusals:' END || e.minute || ':' || e.addr, to_timestamp(e.minute * 60),
+       CASE WHEN open THEN 'allowed' ELSE 'denied' END,
+       CASE WHEN open THEN 'answers_past_rate' ELSE 'refusals_past_rate' END, e.addr, e.count
+FROM jsonb_to_recordset($1::text::jsonb) AS e(minute bigint, addr text, open boolean, count int)
 ON CONFLICT (started_at, request_id) DO UPDATE SET requests = greatest(a.requests, excluded.requests)
 """
 
@@ -208,9 +209,11 @@ class LedgerTables:
         positions = [{"shard": one.shard, "epoch": one.epoch, "event": one.last} for one in carried]
         await self._held().execute(_POSITIONS, json.dumps(positions))
 
-    async def count_refusals(self, rows: Iterable[tuple[int, str, int]]) -> None:
-        """Write (minute since the epoch, address, refusals past the rate) rows."""
-        facts = [{"minute": minute, "addr": address, "count": count} for minute, address, count in rows]
+    async def count_refusals(self, rows: Iterable[tuple[int, str, bool, int]]) -> None:
+        """Write (minute since the epoch, address, whether these were answers for anybody, how many) rows."""
+        facts = [
+            {"minute": minute, "addr": address, "open": open_, "count": count} for minute, address, open_, count in rows
+        ]
         async with self._fault_closes():
             await self._held().execute(_REFUSALS, json.dumps(facts))
 

@@ -1,11 +1,11 @@
--- Take down what Envoy's access log says of finished requests. Refusals past a rate are counted, not kept; answers for
--- anybody past it are not even counted: nobody was refused, and they would fill the disk as well.
+-- Take down what Envoy's access log says of finished requests. Refusals past a rate are counted, not kept; so are answers
+-- for anybody, which would fill the disk as well.
 --
 -- KEYS: 1 events, 2 refusals per address and minute, 3 about, 4 refusals told of late (zset, by time)
 -- ARGV: 1 clock override, 2 refusals kept per address and minute, 3 epoch candidate, 4 '1' where this is read again from
---       a file, then fours: client address, '1' for a refusal that policy did not record or '2' for an answer
---       for anybody, what names the request, event JSON
--- Returns which of them were news, from 0 on. A refusal is told of once, whether it came by the stream, by a call that
+--       a file, then fours: client address, 'request' for a refusal that policy did not record, 'open' for an answer
+--       for anybody or '', what names the request, event JSON
+-- Returns which of them were news, from 0 on. Those two are told of once, whether they came by the stream, by a call that
 -- was repeated or out of the file: of those past the rate nothing else would be known. A flood may fill that memory; then
 -- the stream is believed and the file is not.
 local REMEMBERED_MS, REMEMBERED = 120000, 200000
@@ -22,14 +22,10 @@ end
 epoch_of(KEYS[3], redis.call('HGET', KEYS[3], 'epoch'), ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - REMEMBERED_MS)
 for i = 5, #ARGV, 4 do
-  local refused, open = ARGV[i + 1] == '1', ARGV[i + 1] == '2'
-  if not ((refused or open) and told(ARGV[i + 2])) then
+  local kind = ARGV[i + 1]
+  if kind == '' or not told(ARGV[i + 2]) then
     news[#news + 1] = (i - 5) / 4
-    local kept = not (refused and flooded(KEYS[2], now, ARGV[i], ARGV[2], 'request') == 1)
-    if open then
-      kept = redis.call('HINCRBY', KEYS[2], string.format('open|%d|%s', now / 60000, ARGV[i]), 1) <= tonumber(ARGV[2])
-    end
-    if kept then
+    if kind == '' or flooded(KEYS[2], now, ARGV[i], ARGV[2], kind) == 0 then
       redis.call('XADD', KEYS[1], '*', 'k', 'log', 'e', ARGV[i + 3])
     end
   end

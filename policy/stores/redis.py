@@ -208,7 +208,7 @@ class RedisStore:
         keys = KEYS[shard]
         flat: list[str] = []
         for entry in entries:
-            kind = "1" if entry.refused else "2" if entry.open else "0"
+            kind = "request" if entry.refused else "open" if entry.open else ""
             flat += (neighbourhood(entry.address), kind, entry.request, entry.event)
         news: list[int] = await self._link.script(
             LOG,
@@ -262,7 +262,8 @@ class RedisStore:
         return await self._link.all(lambda pipeline: [pipeline.xlen(keys.events) for keys in KEYS])
 
     async def refusals(self, shard: int) -> dict[str, int]:
-        """Refusals past the rate per "minute|address", of the minutes that are over."""
+        """Past the rate, of the minutes that are over: refusals per "minute|address", and answers for anybody per
+        "minute|address|open"."""
         found = await self._link.script(REFUSED, (KEYS[shard].refusals,), (self.clock,))
         return {found[i].decode("utf-8", "replace"): int(found[i + 1]) for i in range(0, len(found), 2)}
 

@@ -305,7 +305,7 @@ def test_a_part_holds_its_lock_while_it_lives(tmp_path: Path) -> None:
 
 def test_logs_of_earlier_starts_are_kept_and_not_for_ever(tmp_path: Path) -> None:
     for number in range(6):
-        program = f"import pathlib; print({number}); " + OBEDIENT.replace("\n", "\n", 1)
+        program = f"import pathlib; print({number}, flush=True); " + OBEDIENT.replace("\n", "\n", 1)
 
         async def body(supervisor: Supervisor, program: str = program) -> None:
             await supervisor.start(part(tmp_path, "talker", program))

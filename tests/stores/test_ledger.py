@@ -182,6 +182,27 @@ def test_refusals_past_the_rate_are_one_row_for_each_address_and_minute(database
     asyncio.run(scenario())
 
 
+def test_answers_for_anybody_have_a_row_of_theirs_past_the_rate(database: str, valkey: Valkey) -> None:
+    async def scenario() -> None:
+        async with books(database, valkey) as (ledger, store, _):
+            store._kept = 3
+            store.clock = str(60_000 * 1000)
+            events = [{**LOG, "id": f"r{number}", "s": str(START + number)} for number in range(10)]
+            await store.log(0, [entry(event)._replace(open=True) for event in events])
+            await store.log(0, [entry(event, refused=True)._replace(request=str(event["id"])) for event in events[:5]])
+            store.clock = str(60_000 * 1002)
+            await ledger.count_refusals()
+            found = await execute(
+                database, "SELECT request_id, decision, reason, requests FROM audit WHERE requests > 1 ORDER BY 1"
+            )
+            assert [tuple(row) for row in found] == [
+                ("answers:1000:192.0.2.1", "allowed", "answers_past_rate", 7),
+                ("refusals:1000:192.0.2.1", "denied", "refusals_past_rate", 2),
+            ]
+
+    asyncio.run(scenario())
+
+
 def test_refusals_of_an_address_in_several_shards_are_added_up_once(
     database: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
