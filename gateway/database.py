@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway import running
 from gateway.failure import Failure, redacted
+from policy.rules import store_urls
 from policy.rules.faults import DatabaseDown
 from policy.stores.migrate import upgrade
 
@@ -20,6 +21,9 @@ T = TypeVar("T")
 def ask(args: argparse.Namespace, work: Callable[[str], Awaitable[T]]) -> T:
     """What `work` makes of the database's URL, in an event loop of its own."""
     url = running.stores(args).database_url
+    wrong = store_urls.wrong_with(url, store_urls.POSTGRESQL)
+    if wrong:
+        raise Failure(f"PADDOCK_DATABASE_URL: {wrong}", do="Correct it.")
 
     async def within() -> T:
         await upgrade(url)  # a command may be the first to see a new database

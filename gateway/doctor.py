@@ -86,6 +86,13 @@ async def _examine(args: argparse.Namespace) -> list[Result]:
     if url is None:
         results.append(Result("gateway", False, "its address is not known", "Name it with --url http://HOST:PORT."))
         return results
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        results.append(
+            Result("gateway", False, f"{url} is no address: {error}", "Name it with --url http://HOST:PORT.")
+        )
+        return results
     async with httpx.AsyncClient(base_url=url, timeout=_PATIENCE, trust_env=False, verify=not args.insecure) as client:
         through = await _told("gateway", lambda: _gateway(client), f"Does Envoy run, and is {url} its address?")
         results += through

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from gateway import probe
 from gateway.failure import Failure
+from policy.rules import store_urls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "http://127.0.0.1:11434"  # where Ollama listens unless told otherwise
 _PATIENCE = 5.0  # seconds
-_SCHEMES = {
-    "PADDOCK_DATABASE_URL": ("postgresql", "postgres"),
-    "PADDOCK_REDIS_URL": ("redis", "rediss", "unix", "redis+unix"),
-}
+_SCHEMES = {"PADDOCK_DATABASE_URL": store_urls.POSTGRESQL, "PADDOCK_REDIS_URL": store_urls.REDIS}
 
 
 def normal(url: str) -> str:
@@ -68,12 +66,10 @@ async def _version(url: str, key: str, authority: Path | None) -> tuple[str | No
 
 async def store_answers(name: str, url: str) -> None:
     """Something accepts connections where the store's URL points. Failure, without the URL's password, if not."""
+    wrong = store_urls.wrong_with(url, _SCHEMES[name])
+    if wrong:
+        raise Failure(f"{name}: {wrong}", do=f"Correct {name}.")
     parts = urlsplit(url)
-    schemes = _SCHEMES[name]
-    if parts.scheme not in schemes:
-        raise Failure(
-            f"{name} is no URL that begins with {' or '.join(f'{one}://' for one in schemes)}", do=f"Correct {name}."
-        )
     default = 6379 if parts.scheme.startswith("redis") else 5432
     path = parts.path if parts.scheme.endswith("unix") else parse_qs(parts.query).get("host", [""])[0]
     try:

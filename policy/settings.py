@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  # pydantic reads the annotations
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from policy.rules import store_urls
 from policy.rules.settings import SharedSettings
 
 
@@ -55,3 +56,11 @@ class PolicySettings(SharedSettings):
     session_key_days: float = Field(
         default=30.0, ge=0, description="Age at which the signing key of sessions is replaced by itself; 0: never."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_url_of_postgresql(cls, url: SecretStr) -> SecretStr:
+        wrong = store_urls.wrong_with(url.get_secret_value(), store_urls.POSTGRESQL)
+        if wrong:
+            raise ValueError(wrong)
+        return url

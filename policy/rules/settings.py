@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from policy.rules import store_urls
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -154,6 +156,14 @@ class SharedSettings(BaseSettings):
         if self.otlp_endpoint:
             otlp_url(self.otlp_endpoint)
         return self
+
+    @field_validator("redis_url")
+    @classmethod
+    def _a_url_of_redis(cls, url: SecretStr) -> SecretStr:
+        wrong = store_urls.wrong_with(url.get_secret_value(), store_urls.REDIS)
+        if wrong:
+            raise ValueError(wrong)
+        return url
 
     @field_validator("upstream_key")
     @classmethod

@@ -12,6 +12,7 @@ import pytest
 from gateway import cli, probe, upstreams
 from gateway.failure import Failure
 from gateway.given import Given, lacking
+from policy.rules import store_urls
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_list_of_upstreams_that_names_none(
     ],
 )
 def test_a_store_that_is_no_url_is_not_looked_for_elsewhere(name: str, url: str) -> None:
-    with pytest.raises(Failure, match=f"{name} is no URL that begins with (postgresql|redis)://"):
+    with pytest.raises(Failure, match=f"{name}: it does not begin with (postgresql|redis)://"):
         asyncio.run(upstreams.store_answers(name, url))
 
 
@@ -122,3 +123,47 @@ def test_times_further_ahead_than_there_are_dates(args: tuple[str, ...], capsys:
         cli.main(args)
     assert ended.value.code == 2
     assert "is further ahead than there are dates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "gate/way@127.0.0.1:1", "[::1", "a:70000"])
+def test_a_store_whose_url_is_wrong_is_told_without_a_word_of_it(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PADDOCK_DATABASE_URL", f"postgresql://ada:hush/{host}")
+    monkeypatch.delenv("PADDOCK_DATA_DIR", raising=False)
+    assert cli.main(["list-tenants"]) == 1
+    assert cli.main(["doctor", "--url", "http://[::1"]) == 1
+    out, err = capsys.readouterr()
+    assert "hush" not in out + err
+    assert "its port is no number; in a password / ? # @ are written %2F %3F %23 %40" in err
+    assert "settings" in out
+
+
+def test_an_address_of_the_gateway_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PADDOCK_DATABASE_URL", "postgresql://ada:hush@127.0.0.1:1/x")
+    assert cli.main(["doctor", "--url", "http://[::1"]) == 1
+    assert "http://[::1 is no address" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:a%2Fb@[::1]:6379/0",
+        "rediss://h",
+        "unix:///run/x.sock?db=1",
+        "redis+unix:///run/x.sock",
+        "redis://h:1/0",
+    ],
+)
+def test_urls_of_redis_that_are_right(url: str) -> None:
+    assert store_urls.wrong_with(url, store_urls.REDIS) == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:p@a:1,b:2/x", "postgres:///x?host=/run", "postgresql://u@[::1]/x", "postgresql://u:p%2F@h/x"],
+)
+def test_urls_of_postgresql_that_are_right(url: str) -> None:
+    assert store_urls.wrong_with(url, store_urls.POSTGRESQL) == ""
