@@ -292,6 +292,7 @@ end
 local function empty_tally()
   return {
     deltas = 0, spare = 0, -- `spare`: deltas that may be half a token and do not count against the cap
+    guess = 0, -- what a whole answer without counts may have been, by its length
     load = 0, prompt_eval = 0, eval = 0, total = 0, finished = false, failed = false, readable = true,
   }
 end
@@ -322,7 +323,7 @@ end
 
 local function usage_of(tally)
   return {
-    prompt = tally.prompt, completion = tally.completion or tally.deltas,
+    prompt = tally.prompt, completion = tally.completion or math.max(tally.deltas, tally.guess),
     exact = tally.prompt ~= nil and tally.completion ~= nil, deltas = tally.deltas,
     load = tally.load, prompt_eval = tally.prompt_eval, eval = tally.eval, total = tally.total,
     finished = tally.finished, failed = tally.failed, readable = tally.readable,
@@ -746,6 +747,7 @@ end
 local Document = {}
 Document.__index = Document
 local ERROR = '{"error"'
+local BYTES_PER_TOKEN, AROUND = 5, 250 -- in an answer that came whole, and what JSON there is around its text
 
 function Document:feed(chunk, final)
   local held = ""
@@ -760,7 +762,7 @@ function Document:feed(chunk, final)
   end
   if self.is_error then return final and self.fault or (chunk ~= "" and "" or nil) end
   add(self.held, chunk)
-  self.length = self.length + #chunk
+  self.length, self.bytes = self.length + #chunk, self.bytes + #chunk
   if self.is_error == nil then return chunk ~= "" and "" or nil end
   if self.length > WHOLE then
     self.long = true
@@ -778,7 +780,7 @@ function Document:settle(tally)
   local text = concat(self.held)
   if not self.long then
     local document = parse(text)
-    if document and document[1] then self.read(tally, document) end
+    if document and document[1] then self:take(tally, document) end
     return
   end
   -- What a document too long to parse still says of itself: that it is long, hence not empty, and its counts.
@@ -787,7 +789,12 @@ function Document:settle(tally)
   local document = { done = true, message = { "content", content = "…" }, embeddings = { [0] = ARRAY, "…" } }
   for _, name in ipairs(counts or {}) do document[name] = counts[name] end
   document.usage = usage or document.usage
+  self:take(tally, document)
+end
+
+function Document:take(tally, document)
   self.read(tally, document)
+  if tally.deltas > 0 then tally.guess = math.min(math.floor((self.bytes - AROUND) / BYTES_PER_TOKEN), self.most) end
 end
 
 function Document:usage()
@@ -877,7 +884,7 @@ local function meter(answer)
     self:fresh()
     return self
   end
-  self.held, self.length, self.long = {}, 0, false
+  self.held, self.length, self.long, self.bytes, self.most = {}, 0, false, 0, math.max(answer.cap, 0)
   self.read = DOCUMENTS[endpoint]
   self.fault = sub(endpoint, 1, 5) == "/api/" and NATIVE_FAULT or DOCUMENT_FAULT
   return setmetatable(self, Document)

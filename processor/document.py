@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 
 WHOLE = 64 << 10  # parsing more than this would hold up every other stream for milliseconds
 TAIL = 8 << 10
+BYTES_PER_TOKEN = 5  # in an answer that came whole
+AROUND = 250  # bytes of JSON around its text
 _ERROR = b'{"error"'
 
 
 class DocumentMeter:
     """Reads one document; edits it only if it is an error under a good status."""
 
-    def __init__(self, tally: Tally, *, read: Callable[[Tally, dict[str, object]], None], fault: bytes) -> None:
+    def __init__(
+        self, tally: Tally, *, read: Callable[[Tally, dict[str, object]], None], fault: bytes, cap: int
+    ) -> None:
         self.cut = False
+        self._cap = max(cap, 0)
+        self._bytes = 0
         self._tally = tally
         self._read = read
         self._fault = fault
@@ -37,6 +43,7 @@ class DocumentMeter:
     def feed(self, chunk: bytes, end: bool) -> bytes | None:
         held = bytes(self._body) if self._is_error is None else b""
         self._body += chunk
+        self._bytes += len(chunk)
         if self._is_error is None:
             start = bytes(self._body[: 2 * TAIL]).lstrip()[: len(_ERROR)]
             if not end and len(self._body) < TAIL and len(start) < len(_ERROR) and _ERROR.startswith(start):
@@ -64,6 +71,8 @@ class DocumentMeter:
         document = last_members(self._body) if self._long else parse(self._body)
         if document:
             self._read(tally, document)
+            if tally.deltas:
+                tally.guess = min((self._bytes - AROUND) // BYTES_PER_TOKEN, self._cap)
 
 
 def last_members(tail: bytes | bytearray) -> dict[str, object]:

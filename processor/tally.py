@@ -26,7 +26,7 @@ class Usage:
     """What an answer used, as far as it is known. Durations are the upstream's own, in nanoseconds, zero if unknown."""
 
     prompt_tokens: int | None  # None: not reported
-    completion_tokens: int  # as reported, else the content chunks that passed
+    completion_tokens: int  # as reported, else the content chunks that passed, or a guess by the length of a document
     exact: bool  # both counts are the upstream's own
     deltas: int  # content chunks that passed
     load_duration: int = 0
@@ -53,6 +53,7 @@ class Tally:
     finished: bool = False
     failed: bool = False
     readable: bool = True
+    guess: int = 0  # what a whole answer without counts may have been, by its length
 
     def report(self, prompt: int | None, completion: int | None) -> None:
         """Take the upstream's own counts. Zero for an answer that had content is no count: it was not set, and then a
@@ -85,7 +86,7 @@ class Tally:
         """The Usage so far."""
         return Usage(
             prompt_tokens=self.prompt,
-            completion_tokens=self.deltas if self.completion is None else self.completion,
+            completion_tokens=max(self.deltas, self.guess) if self.completion is None else self.completion,
             exact=self.prompt is not None and self.completion is not None,
             deltas=self.deltas,
             load_duration=self.load_duration,

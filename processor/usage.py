@@ -122,7 +122,7 @@ def meter_for(
         meter = StreamMeter(dialect, tally, limit)
     else:
         fault = ndjson.FAULT if endpoint_path.startswith("/api/") else json.dumps(FAULT).encode() + b"\n"
-        meter = DocumentMeter(tally, read=_DOCUMENTS[endpoint_path], fault=fault)
+        meter = DocumentMeter(tally, read=_DOCUMENTS[endpoint_path], fault=fault, cap=cap)
     return Observer(meter, encoding, tally) if encoding else meter
 
 

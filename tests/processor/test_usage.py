@@ -176,6 +176,12 @@ CASES = {
         f'{{"choices":[{{"index":0,"message":{{"role":"assistant","content":"Hi"}}}}]{ZEROS}}}'.encode(),
         Usage(None, 1, exact=False, deltas=1, finished=True),
     ),
+    "v1 chat, a long whole, counts not set": Case(
+        "/v1/chat/completions",
+        JSON,
+        f'{{"choices":[{{"index":0,"message":{{"role":"assistant","content":"{"Hi" * 110}"}}}}]{ZEROS}}}'.encode(),
+        Usage(None, (69 + 220 + len(ZEROS) - 250) // 5, exact=False, deltas=1, finished=True),
+    ),
     "v1 embeddings, count not set": Case(
         "/v1/embeddings",
         JSON,
