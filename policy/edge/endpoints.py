@@ -4,7 +4,7 @@ GET/HEAD /api/tags and GET /v1/models   the key's effective set; the key is chec
                                         answers whoever reaches it would be a way around ext_authz
 GET/HEAD /api/version                   the gateway's version
 GET/HEAD /pki/public_key                the key that envelopes are sealed to, PEM, for anybody
-GET /readyz, /healthz                   readiness with each dependency named; liveness
+GET /readyz, /healthz                   readiness with each dependency named (?exclude=ollama: but for it); liveness
 GET /metrics                            Prometheus text, for loopback (Envoy's RBAC says so too)
 GET/HEAD /session/…                     the session client and its example page, where there are browser sessions
 
@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qs
 
 from policy.edge import pages
 from policy.rules.decision import Deny, Reason
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from policy.rules.tenants import Key
 
 LISTS_MAX = 16 * 1024 * 1024  # bytes of serialised lists kept
+_LONGEST_QUERY = 200  # bytes, of /readyz
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 Scope = MutableMapping[str, Any]  # the ASGI specification's own type: its values are of many kinds
@@ -166,7 +168,8 @@ class Endpoints:
         return Response(200, b'{"status":"ok"}')
 
     async def _readyz(self, scope: Scope) -> Response:
-        return Response(*await self._readiness.answer())
+        asked = parse_qs(scope["query_string"][:_LONGEST_QUERY].decode("latin-1"))
+        return Response(*await self._readiness.answer(asked.get("exclude", ())))
 
     async def _metrics(self, scope: Scope) -> Response:
         if not self._may_scrape(scope):

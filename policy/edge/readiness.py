@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 PROBE_TIMEOUT = 1.0  # seconds
 GOOD_FOR = 0.5  # seconds
@@ -36,13 +36,14 @@ class Readiness:
         """From now on say that this process is about to stop; it still answers whatever reaches it."""
         self._draining = True
 
-    async def answer(self) -> tuple[int, bytes]:
-        """Status and body of /readyz: 200 with everything well, else 503."""
+    async def answer(self, but: Collection[str] = ()) -> tuple[int, bytes]:
+        """Status and body of /readyz: 200 with everything well, `but` for these dependencies, else 503."""
         async with self._asking:
             if self._clock() - self._asked_at >= GOOD_FOR:
                 await self._ask()
-        words = {name: "ok" if well else "unavailable" for name, well in self._checks.items()}
-        well = all(self._checks.values())
+        checks = {name: well for name, well in self._checks.items() if name not in but}
+        words = {name: "ok" if well else "unavailable" for name, well in checks.items()}
+        well = all(checks.values())
         status = "draining" if self._draining else "ok" if well else "unavailable"
         body = {"status": status, "checks": words}
         return 200 if status == "ok" else 503, json.dumps(body, separators=(",", ":")).encode()

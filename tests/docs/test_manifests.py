@@ -76,6 +76,15 @@ def test_envoy_may_call_what_it_calls() -> None:
         assert {"port": address["port_value"]} in rule["ports"]
 
 
+def test_no_pod_leaves_its_service_because_ollama_is_down() -> None:
+    deployments = of("kubernetes", "Deployment")
+    probed = {
+        name: one["spec"]["template"]["spec"]["containers"][0]["readinessProbe"].get("httpGet", {}).get("path")
+        for name, one in deployments.items()
+    }
+    assert probed == {"policy": "/readyz?exclude=ollama", "processor": None, "envoy": "/healthz"}
+
+
 def test_the_config_map_has_every_file_of_envoys() -> None:
     page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text(encoding="utf-8")
     manifest = (ROOT / "docs" / "manifests" / "kubernetes.yaml").read_text(encoding="utf-8")

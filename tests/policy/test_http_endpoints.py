@@ -238,6 +238,23 @@ def test_readiness_names_what_is_missing() -> None:
     assert (answer.status_code, answer.json()) == (503, {"status": "unavailable", "checks": missing})
 
 
+@pytest.mark.parametrize(
+    ("query", "status", "named"),
+    [
+        ("exclude=ollama", 200, {"postgresql", "redis"}),
+        ("exclude=redis&exclude=ollama", 200, {"postgresql"}),
+        ("exclude=redis", 503, {"postgresql", "ollama"}),
+        ("exclude=all&exclude=&only=redis", 503, {"postgresql", "redis", "ollama"}),
+        ("exclude=%6Fllama", 200, {"postgresql", "redis"}),
+        ("\xff=%ff&" * 500 + "exclude=ollama", 503, {"postgresql", "redis", "ollama"}),
+    ],
+    ids=["one", "two", "another", "unknown", "escaped", "long"],
+)
+def test_readiness_but_for_some(query: str, status: int, named: set[str]) -> None:
+    answer = asked(f"/readyz?{query}", house=House(probes={"postgresql": well, "redis": well, "ollama": ill}))
+    assert (answer.status_code, set(answer.json()["checks"])) == (status, named)
+
+
 def test_a_flood_of_readiness_questions_asks_each_dependency_once_until_it_is_old() -> None:
     count = 0
     now = 100.0
