@@ -72,22 +72,28 @@ async def store_answers(name: str, url: str) -> None:
     parts = urlsplit(url)
     default = 6379 if parts.scheme.startswith("redis") else 5432
     path = parts.path if parts.scheme.endswith("unix") else parse_qs(parts.query).get("host", [""])[0]
-    try:
-        host, port = parts.hostname or "127.0.0.1", parts.port or default
-    except ValueError as error:
-        raise Failure(f"{name} has no port that is a number", do=f"Correct {name}.") from error
-    where = path if path.startswith("/") else f"{path or host}:{port}"
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            if not path.startswith("/"):
-                _, writer = await asyncio.open_connection(path or host, port)
-            elif parts.scheme.endswith("unix"):
-                _, writer = await asyncio.open_unix_connection(path)
-            else:
-                _, writer = await asyncio.open_unix_connection(f"{path}/.s.PGSQL.{port}")
-    except OSError as error:  # TimeoutError too
-        raise Failure(
-            f"{name}: nothing answers at {where} ({error.strerror or 'no answer in time'})",
-            do=f"Start that server, or unset {name} to have an embedded one.",
-        ) from error
+    places = []
+    for one in parts.netloc.rpartition("@")[2].split(","):  # of PostgreSQL several may be named: one has to answer
+        place = urlsplit(f"//{one}")
+        places.append((path or place.hostname or "127.0.0.1", place.port or default))
+    for host, port in places:
+        try:
+            await _connect(host, port, postgresql=name == "PADDOCK_DATABASE_URL")
+            return
+        except OSError as error:  # TimeoutError too
+            fault = error
+    where = " or ".join(host if host.startswith("/") else f"{host}:{port}" for host, port in places)
+    raise Failure(
+        f"{name}: nothing answers at {where} ({fault.strerror or 'no answer in time'})",
+        do=f"Start that server, or unset {name} to have an embedded one.",
+    ) from fault
+
+
+async def _connect(host: str, port: int, *, postgresql: bool) -> None:
+    """Connect, and hang up; a path is a Unix socket's, or with PostgreSQL its directory's."""
+    async with asyncio.timeout(_PATIENCE):
+        if not host.startswith("/"):
+            _, writer = await asyncio.open_connection(host, port)
+        else:
+            _, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}" if postgresql else host)
     writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,13 @@ def test_urls_of_redis_that_are_right(url: str) -> None:
 )
 def test_urls_of_postgresql_that_are_right(url: str) -> None:
     assert store_urls.wrong_with(url, store_urls.POSTGRESQL) == ""
+
+
+def test_one_of_several_hosts_of_postgresql_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        dead, alive = (f"127.0.0.1:{one.getsockname()[1]}" for one in (taken, server))
+        for hosts in (f"{dead},{alive}", f"{alive},{dead}"):
+            asyncio.run(upstreams.store_answers("PADDOCK_DATABASE_URL", f"postgresql://u:p@{hosts}/paddock"))
+        with pytest.raises(Failure, match=f"nothing answers at {dead} or {dead} "):
+            asyncio.run(upstreams.store_answers("PADDOCK_DATABASE_URL", f"postgresql://u:p@{dead},{dead}/paddock"))
