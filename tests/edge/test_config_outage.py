@@ -53,7 +53,7 @@ def test_an_outage_is_503_and_ends_by_itself(rig: Rig, name: str) -> None:
         rig.start(name)
     back = time.monotonic()
     until(lambda: ask(rig).status_code == 200)
-    assert time.monotonic() - back < 5  # two; the machine may be busy
+    assert time.monotonic() - back < 15  # two; the machine may be busy
 
 
 def test_policys_pages_are_503_without_policy(rig: Rig) -> None:
@@ -100,7 +100,7 @@ def test_policy_that_does_not_answer_is_503(rig: Rig) -> None:
     rig.policy.seconds = 60
     began = time.monotonic()
     assert ask(rig).status_code == 503
-    assert 4 < time.monotonic() - began < 10
+    assert 4 < time.monotonic() - began < 20
     assert rig.upstream.seen == []
 
 
@@ -169,7 +169,7 @@ def test_a_killed_worker_costs_no_request_and_comes_back(monkeypatch: pytest.Mon
                 workers[number] = rig.worker(number)
                 back = time.monotonic()
                 until(lambda: rig.healthy("policy") == 2)
-                assert time.monotonic() - back < 5  # two; the machine may be busy
+                assert time.monotonic() - back < 15  # two; the machine may be busy
         finally:
             for worker in workers:
                 worker.kill()

@@ -80,9 +80,7 @@ def test_a_client_that_hangs_up_stops_the_upstream(rig: Rig, http2: bool) -> Non
         client.stream("POST", "/api/chat", content=b"{}") as response,
     ):
         assert next(response.iter_lines()) == "tick"
-    left = time.monotonic()
     assert rig.upstream.hung_up.wait(10)
-    assert time.monotonic() - left < 3
     until(lambda: rig.processor.ended)
 
 

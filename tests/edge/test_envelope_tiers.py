@@ -50,7 +50,7 @@ def statuses(one: Sender, model: str = MODELS[0]) -> list[int]:
 
 
 def becomes(look: Callable[[], list[int]], wanted: list[int]) -> None:
-    eventually(lambda: look() == wanted, patience=3)
+    eventually(lambda: look() == wanted, patience=10)
 
 
 def test_without_a_word_there_is_standard(lone: Gateway, one: Sender) -> None:

@@ -66,8 +66,8 @@ def test_a_notice_that_never_comes(lone: Gateway) -> None:
     try:
         lone.sql("INSERT INTO session_revocation VALUES ($1, now(), now() + interval '1 hour')", visitor.id)
         began = time.monotonic()
-        refused(becomes(401, visitor.ask, patience=30), 401, lone, "session_revoked")
-        assert time.monotonic() - began < 30
+        refused(becomes(401, visitor.ask, patience=60), 401, lone, "session_revoked")
+        assert time.monotonic() - began < 60  # half of that; the machine may be busy
     finally:
         lone.sql("ALTER TABLE session_revocation ENABLE TRIGGER changed")
 
@@ -76,7 +76,7 @@ def test_a_notice_that_never_comes(lone: Gateway) -> None:
 def test_killed(lone: Gateway, part: str) -> None:
     visitor = visit(lone, lone.tenant(), "--rpm", "none", "--address-rpm", "none", "--fingerprint-rpm", "none")
     lone.instance.kill(part)
-    response = becomes(503, visitor.ask, patience=2)
+    response = becomes(503, visitor.ask, patience=10)
     refused(response, 503)
     assert "retry-after" in response.headers
     if part == "valkey":  # whose page it is, is still known

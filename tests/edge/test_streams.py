@@ -71,11 +71,11 @@ def test_a_client_that_hangs_up_stops_the_upstream(gateway: Gateway, client: Cli
         left = time.monotonic()
     served = eventually(
         lambda: [one for one in gateway.upstream.served(request_id(response)) if one["outcome"] != "running"],
-        patience=5,
+        patience=20,
     )
     assert served[0]["outcome"] == "aborted"
-    assert time.monotonic() - left < 5
-    assert served[0]["completion_tokens"] < 200
+    assert time.monotonic() - left < 20  # of the 40 that it would take
+    assert served[0]["completion_tokens"] < 1000
     row = gateway.audit(request_id(response))
     assert row["estimated"]
     assert abs(row["completion_tokens"] - served[0]["completion_tokens"]) < 25

@@ -206,11 +206,11 @@ def test_11_a_tenant_may_have_bounds_of_its_own(gateway: Gateway) -> None:
     changes = ("inputs=3_000", "operator-options=num_ctx", "stop=1")
     told = gateway.paddock("set-bounds", client.tenant, *changes)
     assert told["differing"] == ["inputs", "operator_options", "stop"]
-    eventually(lambda: client.http.post("/api/embed", json=texts).status_code == 200, patience=2)
+    eventually(lambda: client.http.post("/api/embed", json=texts).status_code == 200, patience=10)
     assert client.chat("x", options={"num_ctx": 8192, "stop": ["s"]}).status_code == 200
     refused(gateway, client.chat("x", options={"stop": ["s", "t"]}))
     refused(gateway, client.chat("x", options={"num_gpu": 1}))
     refused(gateway, other.http.post("/api/embed", json=texts))
     refused(gateway, other.chat("x", options={"num_ctx": 8192}))
     gateway.paddock("set-bounds", client.tenant, *(f"{change.partition('=')[0]}=usual" for change in changes))
-    eventually(lambda: client.chat("x", options={"num_ctx": 8192}).status_code == 400, patience=2)
+    eventually(lambda: client.chat("x", options={"num_ctx": 8192}).status_code == 400, patience=10)

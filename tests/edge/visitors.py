@@ -75,7 +75,7 @@ def allow(gateway: Gateway, tenant: str, origin: str, *options: str) -> dict[str
     found: dict[str, Any] = gateway.paddock("allow-sessions", tenant, "--origin", origin, *options)
     with httpx.Client(base_url=gateway.url, trust_env=False) as http:
         asks = {"origin": origin, "access-control-request-method": "POST"}
-        eventually(lambda: http.options("/session", headers=asks).status_code == 204, patience=5)
+        eventually(lambda: http.options("/session", headers=asks).status_code == 204, patience=15)
     return found
 
 

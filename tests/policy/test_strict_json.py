@@ -171,7 +171,7 @@ def test_a_long_number_costs_little(number: bytes) -> None:
     before = time.perf_counter()
     assert "too long" in refusal(b'{"a":' + number + b"}")
     assert "too long" in refusal(b'{"options":{"a":[' + number + b"]}}")
-    assert time.perf_counter() - before < 1  # converting 2 MB of digits would take minutes
+    assert time.perf_counter() - before < 10  # converting 2 MB of digits would take minutes
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e309", b"1e99999999", b"[1e400]"])
