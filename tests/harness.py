@@ -167,7 +167,7 @@ class Gateway:
         """A client of the instance's counter store."""
         return redis.Redis.from_url(self.instance.running.redis_url.replace("redis+unix", "unix"))
 
-    def audit(self, request_id: str, *, patience: float = 10.0) -> dict[str, Any]:
+    def audit(self, request_id: str, *, patience: float = 30.0) -> dict[str, Any]:
         """The one audit row of a request, once Envoy's log of it is in it (and, where it was metered, its tokens)."""
 
         def row() -> dict[str, Any] | None:
@@ -258,7 +258,7 @@ def running(
                 gateway.close()
 
 
-def eventually(look: Callable[[], T | None], *, patience: float = 10.0, every: float = 0.05) -> T:
+def eventually(look: Callable[[], T | None], *, patience: float = 30.0, every: float = 0.05) -> T:
     """What `look` finds, as soon as that is something; AssertionError after `patience` seconds."""
     deadline = time.monotonic() + patience
     while True:

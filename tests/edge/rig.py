@@ -256,7 +256,7 @@ def _complete(answer: bytes, *, head_only: bool) -> bool:
     return head_only or (b"content-length" in fields and len(body) >= int(fields[b"content-length"]))
 
 
-def until(true: Callable[[], Any], say: Callable[[], object] = lambda: "", seconds: float = 20) -> Any:
+def until(true: Callable[[], Any], say: Callable[[], object] = lambda: "", seconds: float = 30) -> Any:
     """Wait for what another process does: it has no event to wait for."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

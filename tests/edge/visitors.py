@@ -97,7 +97,7 @@ def listed(gateway: Gateway, tenant: str) -> list[dict[str, Any]]:
     return found
 
 
-def becomes(status: int, ask: Callable[[], httpx.Response], *, patience: float = 10.0) -> httpx.Response:
+def becomes(status: int, ask: Callable[[], httpx.Response], *, patience: float = 30.0) -> httpx.Response:
     """The first answer with this status."""
 
     def look() -> httpx.Response | None:

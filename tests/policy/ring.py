@@ -145,7 +145,7 @@ def unknown() -> ApiKey:
     return keys.mint(os.urandom)
 
 
-async def soon(true: Callable[[], bool], seconds: float = 10.0) -> float:
+async def soon(true: Callable[[], bool], seconds: float = 60.0) -> float:
     """Wait for what happens in the background; how long that took."""
     began = time.monotonic()
     while not true():
