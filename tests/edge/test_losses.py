@@ -156,20 +156,25 @@ def killed_in_a_stream(own: Gateway) -> None:
 
 def test_when_envoy_and_processor_die_the_sweeper_settles(own: Gateway) -> None:
     client = own.client()
+    own.instance.kill("policy-0")  # which forgets how fast the model was for others
+    own.instance.restart("policy-0")
+    eventually(lambda: client.http.get("/api/tags").status_code == 200)
     stream = Stream(client, "one two three !tokens=2000 !delay=20")
     time.sleep(4.5)  # until its progress was noted: Envoy tells every second
     own.instance.kill("processor-0")
     own.instance.kill("envoy")
-    stream.end()
-    assert open_reservations(own) == 1
-    leases_run_out(own)
-    row = settled(own, stream.request_id)
-    assert open_reservations(own) == 0
-    assert (row["outcome"], row["estimated"], row["status"]) == ("lost", True, None)
-    (served,) = own.upstream.served(stream.request_id)
-    assert served["completion_tokens"] * 0.6 < row["completion_tokens"] < served["completion_tokens"] * 1.5
-    own.instance.restart("processor-0")
-    own.instance.restart("envoy")
+    try:
+        stream.end()
+        assert open_reservations(own) == 1
+        leases_run_out(own)
+        row = settled(own, stream.request_id)
+        assert open_reservations(own) == 0
+        assert (row["outcome"], row["estimated"], row["status"]) == ("lost", True, None)
+        (served,) = own.upstream.served(stream.request_id)
+        assert served["completion_tokens"] * 0.6 < row["completion_tokens"] < served["completion_tokens"] * 1.5
+    finally:
+        own.instance.restart("processor-0")
+        own.instance.restart("envoy")
     eventually(lambda: client.chat("x").status_code == 200)
 
 
