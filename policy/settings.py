@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: TC003  # pydantic reads the annotations
 from pydantic import Field, SecretStr, field_validator
 
 from policy.rules import store_urls
-from policy.rules.settings import SharedSettings
+from policy.rules.settings import SharedSettings, store_url
 
 
 class PolicySettings(SharedSettings):
@@ -45,8 +45,8 @@ class PolicySettings(SharedSettings):
     refusal_rows: int = Field(
         default=300,
         ge=1,
-        description="Refusals of one client address and minute that have audit rows of their own; "
-        "those beyond share one, with their number.",
+        description="Refusals of one client address and minute that have audit rows of their own, and as many answers "
+        "that need no key; those beyond share a row, with their number.",
     )
     session_secret: SecretStr = Field(
         default=SecretStr(""),
@@ -60,7 +60,4 @@ class PolicySettings(SharedSettings):
     @field_validator("database_url")
     @classmethod
     def _a_url_of_postgresql(cls, url: SecretStr) -> SecretStr:
-        wrong = store_urls.wrong_with(url.get_secret_value(), store_urls.POSTGRESQL)
-        if wrong:
-            raise ValueError(wrong)
-        return url
+        return store_url(url, store_urls.POSTGRESQL)

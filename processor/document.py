@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from policy.rules.metering import BYTES_PER_TOKEN
 from processor import chunks, ndjson
 from processor.tally import count, parse, trailing_counts, trailing_usage
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 WHOLE = 64 << 10  # parsing more than this would hold up every other stream for milliseconds
 TAIL = 8 << 10
-BYTES_PER_TOKEN = 5  # in an answer that came whole
 AROUND = 250  # bytes of JSON around its text
 _ERROR = b'{"error"'
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from policy.rules.faults import StoreDown
 from policy.rules.grant import Grant
-from policy.rules.metering import reading
+from policy.rules.metering import BYTES_PER_TOKEN, reading
 from policy.rules.settlement import Settlement
 from policy.rules.speeds import Speeds
 
@@ -30,7 +30,6 @@ GRACE_SECONDS = 2.0  # how long after Envoy's log an unsettled request is left t
 LOOK_SECONDS = 0.25  # how often those past their grace are looked for
 STORE_SECONDS = 0.2  # how often a store that is down is tried again
 BYTES_PER_DELTA = 110  # of a streamed native chunk around its text, for the estimate of last resort
-BYTES_PER_TOKEN = 5  # of an answer that came whole
 
 
 class Events(Protocol):

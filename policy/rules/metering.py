@@ -11,6 +11,7 @@ from typing import Any
 
 from policy.rules.settlement import Settlement
 
+BYTES_PER_TOKEN = 5  # in an answer that came whole, where nobody counted
 _LARGEST = 2**53
 _DURATIONS = ("load", "prompt", "eval")  # nanoseconds, as the upstream reports them
 _OUTCOMES = frozenset(("completed", "aborted", "cut", "upstream_error", "unreadable"))

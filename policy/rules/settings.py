@@ -57,6 +57,14 @@ def _alias(field: FieldInfo, name: str) -> str:
     return str(choices.choices[0]) if isinstance(choices, AliasChoices) else name
 
 
+def store_url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
+    """The URL, if it has the form of one; ValueError without a word of it if not."""
+    wrong = store_urls.wrong_with(url.get_secret_value(), schemes)
+    if wrong:
+        raise ValueError(wrong)
+    return url
+
+
 class SharedSettings(BaseSettings):
     """What both services read."""
 
@@ -160,10 +168,7 @@ class SharedSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _a_url_of_redis(cls, url: SecretStr) -> SecretStr:
-        wrong = store_urls.wrong_with(url.get_secret_value(), store_urls.REDIS)
-        if wrong:
-            raise ValueError(wrong)
-        return url
+        return store_url(url, store_urls.REDIS)
 
     @field_validator("upstream_key")
     @classmethod

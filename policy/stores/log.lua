@@ -1,7 +1,7 @@
 -- Take down what Envoy's access log says of finished requests. Refusals past a rate are counted, not kept; so are answers
 -- for anybody, which would fill the disk as well.
 --
--- KEYS: 1 events, 2 refusals per address and minute, 3 about, 4 refusals told of late (zset, by time)
+-- KEYS: 1 events, 2 refusals per address and minute, 3 about, 4 which of those were told of lately (zset, by time)
 -- ARGV: 1 clock override, 2 refusals kept per address and minute, 3 epoch candidate, 4 '1' where this is read again from
 --       a file, then fours: client address, 'request' for a refusal that policy did not record, 'open' for an answer
 --       for anybody or '', what names the request, event JSON

@@ -1,124 +1,16 @@
-"""`policy/edge/endpoints.py`, `readiness.py` and `http_server.py`: what the gateway answers by itself."""
+"""`policy/edge/endpoints.py`: what the gateway answers by itself."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import socket
-import stat
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import uvloop
 
-from policy.admission.discovery import Discovered, Snapshot, UpstreamState
-from policy.edge import http_server
-from policy.edge.endpoints import LOOPBACK, Endpoints
-from policy.edge.readiness import Readiness
+from policy.edge.endpoints import LOOPBACK
 from policy.rules.decision import Deny, Reason
-from policy.rules.tenants import Key, Tenant
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
-    from pathlib import Path
-
-    from policy.edge.readiness import Probe
-
-ID = "5a7e1e1c-0000-4000-8000-000000000001"
-NOW = datetime(2026, 11, 22, tzinfo=UTC)
-
-MODIFIED = "2024-08-01T10:00:00Z"
-ALL: dict[str, dict[str, object]] = {
-    "llama3.1:8b": {"name": "llama3.1:8b", "model": "llama3.1:8b", "modified_at": MODIFIED, "size": 4920753328},
-    "mistral:7b": {"name": "mistral:7b", "model": "mistral:7b", "modified_at": MODIFIED, "size": 4113301824},
-    "nomic-embed-text:latest": {"name": "nomic-embed-text:latest", "model": "nomic-embed-text:latest"},
-}
-
-
-def snapshot(*names: str, reachable: bool = True) -> Snapshot:
-    models = {name: Discovered(str(ALL[name]["name"]), ALL[name], ("gpu:11434",)) for name in names}
-    return Snapshot(models, {"gpu:11434": UpstreamState("gpu:11434", reachable=reachable)})
-
-
-@dataclass
-class Catalogue:
-    snapshot: Snapshot = field(default_factory=lambda: snapshot(*ALL))
-
-
-def holder(name: str, *models: str, key_models: frozenset[str] | None = None, all_models: bool = False) -> Key:
-    tenant = Tenant(1, name, allow_all_models=all_models, models=frozenset(models))
-    return Key(1, "nz_aaaaaaaaa", "$argon2id$", tenant, models=key_models)
-
-
-@dataclass
-class Door:
-    """Knows a few keys by name; remembers what it was asked."""
-
-    keys: dict[str, Key | Deny] = field(default_factory=dict)
-    asked: list[tuple[str | None, str]] = field(default_factory=list)
-
-    async def authenticate(self, presented: str | None, address: str, now: datetime) -> Key | Deny:
-        assert now == NOW
-        self.asked.append((presented, address))
-        if presented == "fault":
-            raise RuntimeError("nobody foresaw this")
-        return Deny(Reason.KEY_MISSING) if presented is None else self.keys.get(presented, Deny(Reason.KEY_UNKNOWN))
-
-
-async def well() -> bool:
-    return True
-
-
-async def ill() -> bool:
-    raise ConnectionRefusedError
-
-
-@dataclass
-class House:
-    """Everything that an app is made of."""
-
-    door: Door = field(default_factory=Door)
-    catalogue: Catalogue = field(default_factory=Catalogue)
-    probes: dict[str, Probe] = field(default_factory=lambda: {"postgresql": well, "redis": well, "ollama": well})
-    metrics_from: tuple[str, ...] = LOOPBACK
-
-    def app(self) -> Endpoints:
-        return Endpoints(
-            version="0.1.0",
-            catalogue=self.catalogue,
-            authenticate=self.door.authenticate,
-            readiness=Readiness(self.probes),
-            exposition=lambda: b"paddock_requests_total 1.0\n",
-            metrics_from=self.metrics_from,
-            now=lambda: NOW,
-        )
-
-
-def asked(
-    path: str, *, method: str = "GET", house: House | None = None, key: str | None = None, **headers: str
-) -> httpx.Response:
-    """What the app answers, in process; the client is the one that Envoy names last in x-forwarded-for."""
-
-    async def exchange() -> httpx.Response:
-        fields = {"x-request-id": ID, "x-forwarded-for": "203.0.113.9, 192.0.2.7"}
-        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-        if key is not None:
-            fields["authorization"] = f"Bearer {key}"
-        transport = httpx.ASGITransport((house or House()).app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            return await client.request(method, path, headers=fields)
-
-    return asyncio.run(exchange())
-
-
-def error(message: str, kind: str, code: int) -> dict[str, object]:
-    return {"error": {"message": message, "type": kind, "code": code}, "request_id": ID}
+from tests.policy.house import ALL, Catalogue, Door, House, asked, error, holder, snapshot
 
 
 def test_tags_are_the_effective_set_with_the_upstreams_own_details() -> None:
@@ -229,65 +121,6 @@ def test_everything_else_is_the_generic_403(method: str, path: str) -> None:
         assert answer.json() == error("forbidden", "forbidden", 403)
 
 
-def test_readiness_names_what_is_missing() -> None:
-    ready = asked("/readyz")
-    checks = {"postgresql": "ok", "redis": "ok", "ollama": "ok"}
-    assert (ready.status_code, ready.json()) == (200, {"status": "ok", "checks": checks})
-    answer = asked("/readyz", house=House(probes={"postgresql": well, "redis": ill, "ollama": well}))
-    missing = {**checks, "redis": "unavailable"}
-    assert (answer.status_code, answer.json()) == (503, {"status": "unavailable", "checks": missing})
-
-
-@pytest.mark.parametrize(
-    ("query", "status", "named"),
-    [
-        ("exclude=ollama", 200, {"postgresql", "redis"}),
-        ("exclude=redis&exclude=ollama", 200, {"postgresql"}),
-        ("exclude=redis", 503, {"postgresql", "ollama"}),
-        ("exclude=all&exclude=&only=redis", 503, {"postgresql", "redis", "ollama"}),
-        ("exclude=%6Fllama", 200, {"postgresql", "redis"}),
-        ("\xff=%ff&" * 500 + "exclude=ollama", 503, {"postgresql", "redis", "ollama"}),
-    ],
-    ids=["one", "two", "another", "unknown", "escaped", "long"],
-)
-def test_readiness_but_for_some(query: str, status: int, named: set[str]) -> None:
-    answer = asked(f"/readyz?{query}", house=House(probes={"postgresql": well, "redis": well, "ollama": ill}))
-    assert (answer.status_code, set(answer.json()["checks"])) == (status, named)
-
-
-def test_a_flood_of_readiness_questions_asks_each_dependency_once_until_it_is_old() -> None:
-    count = 0
-    now = 100.0
-
-    async def probe() -> bool:
-        nonlocal count
-        count += 1
-        await asyncio.sleep(0)
-        return count < 2
-
-    async def scenario() -> None:
-        nonlocal now
-        readiness = Readiness({"redis": probe}, clock=lambda: now)
-        answers = await asyncio.gather(*(readiness.answer() for _ in range(200)))
-        assert {status for status, _ in answers} == {200}
-        assert count == 1
-        now += 0.6
-        assert (await readiness.answer())[0] == 503
-        assert count == 2
-
-    asyncio.run(scenario())
-
-
-def test_a_dependency_that_hangs_is_unavailable_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.edge.readiness.PROBE_TIMEOUT", 0.05)
-
-    async def hang() -> None:
-        await asyncio.Event().wait()
-
-    answer = asked("/readyz", house=House(probes={"postgresql": hang, "redis": well}))
-    assert answer.json()["checks"] == {"postgresql": "unavailable", "redis": "ok"}
-
-
 @pytest.mark.parametrize(
     ("forwarded", "status"),
     [
@@ -333,79 +166,3 @@ def test_metrics_are_for_the_networks_that_are_named(
 def test_an_answer_is_json_whatever_the_request_id_holds() -> None:
     answer = asked("/nowhere", x_request_id='"}{\\')
     assert json.loads(answer.content)["request_id"] == '"}{\\'
-
-
-@contextlib.asynccontextmanager
-async def served(app: Endpoints, listen: str) -> AsyncIterator[int]:
-    """Serve `app`; the port, where there is one."""
-    started = asyncio.Event()
-    bound = http_server.bind(listen)
-    port = bound.getsockname()[1] if listen.startswith("127") else 0
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        serving = group.create_task(http_server.serve(app, bound, started=started))
-        await started.wait()
-        yield port
-        serving.cancel()
-
-
-def in_uvloop(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
-    uvloop.run(scenario())
-
-
-def test_it_serves_on_a_unix_socket_that_is_its_owners_alone(tmp_path: Path) -> None:
-    path = tmp_path / "http.sock"
-
-    async def scenario() -> None:
-        house = House(Door({"k": holder("acme", all_models=True)}))
-        transport = httpx.AsyncHTTPTransport(uds=str(path))
-        async with (
-            served(house.app(), f"unix:{path}"),
-            httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
-        ):
-            assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-            answer = await client.get("/api/tags", headers={"authorization": "Bearer k"})
-            assert len(answer.json()["models"]) == 3
-            assert "server" not in answer.headers
-            head = await client.head("/api/tags", headers={"authorization": "Bearer k"})
-            assert (head.status_code, head.content) == (200, b"")
-            assert head.headers["content-length"] == answer.headers["content-length"]
-            assert (await client.get("/metrics")).status_code == 200  # whoever reaches the socket is on this machine
-
-    in_uvloop(scenario)
-
-
-def test_it_replaces_the_socket_of_a_process_that_died_but_no_other_file(tmp_path: Path) -> None:
-    dead = tmp_path / "dead.sock"
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(dead))
-
-    async def scenario() -> None:
-        async with served(House().app(), f"unix:{dead}"):
-            _, writer = await asyncio.open_unix_connection(str(dead))
-            writer.close()
-
-    in_uvloop(scenario)
-
-    precious = tmp_path / "notes.txt"
-    precious.write_text("mine")
-    with pytest.raises(OSError, match="Address already in use"):
-        http_server.bind(f"unix:{precious}")
-    assert precious.read_text() == "mine"
-
-
-def test_it_serves_on_tcp_and_leaves_the_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-
-    async def scenario() -> None:
-        async with served(House().app(), "127.0.0.1:0") as port, httpx.AsyncClient() as client:
-            assert signal.getsignal(signal.SIGTERM) is before
-            assert (await client.get(f"http://127.0.0.1:{port}/api/version")).json() == {"version": "0.1.0"}
-            assert (await client.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200
-
-    in_uvloop(scenario)
-
-
-@pytest.mark.parametrize("listen", ["", "8080", "localhost:", "localhost:http"])
-def test_a_listen_address_of_another_form_is_refused(listen: str) -> None:
-    with pytest.raises(ValueError, match="write unix:/path or host:port"):
-        http_server.bind(listen)

@@ -130,8 +130,7 @@ def test_a_key_in_use_never_waits_for_argon2_again(database: str) -> None:
                     answered = len(ring.hashing.answered)
                     await ring.admitted(key)
                     assert len(ring.hashing.answered) == answered, "this request waited"
-                # A lambda's default has no type.
-                await soon(lambda due=renewed + 1: len(ring.hashing.answered) == due)  # type: ignore[misc]  # see above
+                await soon(lambda due=renewed + 1: len(ring.hashing.answered) == due)  # type: ignore[misc]  # a lambda's default has no type
             assert ring.work == (4, 4)
 
     asyncio.run(scenario())
